@@ -1,0 +1,2 @@
+#define PYTTC_ISA_AVX512
+#include "merge_states_kernel.h"

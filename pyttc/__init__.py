@@ -1,0 +1,20 @@
+"""Test-time compute for PyTorch: many paths from one prefix, sampled, scored and searched at the cost
+of the bytes they do not share."""
+
+import torch
+
+try:
+    from . import _C
+except ImportError as error:
+    raise ImportError(
+        "pyttc's native module is not built here. Install the package (pip install .), or, to work in "
+        "a checkout, pip install -e ."
+    ) from error
+
+_C.bind_torch(torch.Tensor)
+
+from .dispatch import explain  # noqa: E402
+from .ops import merge_states  # noqa: E402
+
+__version__ = "0.1.0"
+__all__ = ["explain", "merge_states"]
