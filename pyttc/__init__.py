@@ -14,7 +14,10 @@ except ImportError as error:
 _C.bind_torch(torch.Tensor)
 
 from .dispatch import explain  # noqa: E402
-from .ops import merge_states  # noqa: E402
+from .ops.merge_states import merge_states  # noqa: E402
 
 __version__ = "0.1.0"
-__all__ = ["explain", "merge_states"]
+__all__ = [
+    "explain",
+    "merge_states",
+]

@@ -2,4 +2,6 @@
 
 from .merge_states import merge_states
 
-__all__ = ["merge_states"]
+__all__ = [
+    "merge_states",
+]
