@@ -41,6 +41,18 @@ inline vf load(const f16* p) {
   return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
 }
 inline void store(float* p, vf a) { _mm512_storeu_ps(p, a.v); }
+inline void store(bf16* p, vf a) {
+  const __m512i u = _mm512_castps_si512(a.v), odd = _mm512_and_si512(_mm512_srli_epi32(u, 16), _mm512_set1_epi32(1));
+  __m512i r = _mm512_srli_epi32(_mm512_add_epi32(_mm512_add_epi32(u, _mm512_set1_epi32(0x7fff)), odd), 16);
+  r = _mm512_mask_mov_epi32(r, _mm512_cmp_ps_mask(a.v, a.v, _CMP_UNORD_Q), _mm512_set1_epi32(0x7fc0));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(r));
+}
+inline void store(f16* p, vf a) {  // a NaN keeps its sign alone, as in float16.h
+  const __m512 sign = _mm512_and_ps(a.v, _mm512_set1_ps(-0.f));
+  const __m512 nan = _mm512_or_ps(sign, _mm512_set1_ps(__builtin_nanf("")));
+  a.v = _mm512_mask_mov_ps(a.v, _mm512_cmp_ps_mask(a.v, a.v, _CMP_UNORD_Q), nan);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(a.v, _MM_FROUND_TO_NEAREST_INT));
+}
 inline vf operator+(vf a, vf b) { return {_mm512_add_ps(a.v, b.v)}; }
 inline vf operator-(vf a, vf b) { return {_mm512_sub_ps(a.v, b.v)}; }
 inline vf operator*(vf a, vf b) { return {_mm512_mul_ps(a.v, b.v)}; }
@@ -74,6 +86,20 @@ inline vf load(const f16* p) {
   return {_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))};
 }
 inline void store(float* p, vf a) { _mm256_storeu_ps(p, a.v); }
+inline void store(bf16* p, vf a) {
+  const __m256i u = _mm256_castps_si256(a.v), odd = _mm256_and_si256(_mm256_srli_epi32(u, 16), _mm256_set1_epi32(1));
+  __m256i r = _mm256_srli_epi32(_mm256_add_epi32(_mm256_add_epi32(u, _mm256_set1_epi32(0x7fff)), odd), 16);
+  const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(a.v, a.v, _CMP_UNORD_Q));
+  r = _mm256_blendv_epi8(r, _mm256_set1_epi32(0x7fc0), nan);
+  const __m128i packed = _mm_packus_epi32(_mm256_castsi256_si128(r), _mm256_extracti128_si256(r, 1));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), packed);
+}
+inline void store(f16* p, vf a) {  // a NaN keeps its sign alone, as in float16.h
+  const __m256 sign = _mm256_and_ps(a.v, _mm256_set1_ps(-0.f));
+  const __m256 nan = _mm256_or_ps(sign, _mm256_set1_ps(__builtin_nanf("")));
+  a.v = _mm256_blendv_ps(a.v, nan, _mm256_cmp_ps(a.v, a.v, _CMP_UNORD_Q));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(a.v, _MM_FROUND_TO_NEAREST_INT));
+}
 inline vf operator+(vf a, vf b) { return {_mm256_add_ps(a.v, b.v)}; }
 inline vf operator-(vf a, vf b) { return {_mm256_sub_ps(a.v, b.v)}; }
 inline vf operator*(vf a, vf b) { return {_mm256_mul_ps(a.v, b.v)}; }
@@ -118,6 +144,12 @@ inline vf load(const float* p) {
 inline vf load(const bf16* p) { return {v4{to_float(p[0]), to_float(p[1]), to_float(p[2]), to_float(p[3])}}; }
 inline vf load(const f16* p) { return {v4{to_float(p[0]), to_float(p[1]), to_float(p[2]), to_float(p[3])}}; }
 inline void store(float* p, vf a) { __builtin_memcpy(p, &a, 16); }
+inline void store(bf16* p, vf a) {
+  for (int i = 0; i < W; ++i) from_float(a.v[i], p[i]);
+}
+inline void store(f16* p, vf a) {
+  for (int i = 0; i < W; ++i) from_float(a.v[i], p[i]);
+}
 inline vf operator+(vf a, vf b) { return {a.v + b.v}; }
 inline vf operator-(vf a, vf b) { return {a.v - b.v}; }
 inline vf operator*(vf a, vf b) { return {a.v * b.v}; }
@@ -163,16 +195,6 @@ inline vf load_n(const T* p, int n, float fill = 0.f) {
   return load(lane);
 }
 
-inline void store(bf16* p, vf a) {
-  float lane[W];
-  store(lane, a);
-  for (int i = 0; i < W; ++i) from_float(lane[i], p[i]);
-}
-inline void store(f16* p, vf a) {
-  float lane[W];
-  store(lane, a);
-  for (int i = 0; i < W; ++i) from_float(lane[i], p[i]);
-}
 template <class T>
 inline void store_n(T* p, vf a, int n) {
   float lane[W];
