@@ -1,5 +1,6 @@
-// Bound by memory: each row of k and v is read once and written once. Rows are dealt to threads by a
-// hash of their slot, so that rows for the same slot meet in one thread, in order, and the last wins.
+// Bound by memory: each row of k and v is read once and written once. Rows are dealt to threads by
+// a hash of their slot, so that rows for the same slot meet in one thread, in order, and the last
+// wins.
 #include <cstring>
 
 #include "module.h"
@@ -36,8 +37,7 @@ struct RowCopy {
   void copy(int64_t n, int64_t page_index, int64_t offset) const {
     const char* from = rows + n * row;
     char* to = pages + page_index * page + offset * slot;
-    for (int64_t h = 0; h < heads; ++h)
-      std::memcpy(to + h * slot_head, from + h * row_head, bytes);
+    for (int64_t h = 0; h < heads; ++h) std::memcpy(to + h * slot_head, from + h * row_head, bytes);
   }
 };
 
@@ -58,8 +58,7 @@ void store_kv(py::handle k_, py::handle v_, py::handle k_pages_, py::handle v_pa
   const int64_t end = k_pages.size(0) * page_size;
   for (int64_t i = 0; i < n; ++i)
     if (slot.at(i) < -1 || slot.at(i) >= end)
-      fail("slots", i, slot.at(i),
-           "-1 or a slot below pages * page_size = " + std::to_string(end));
+      fail("slots", i, slot.at(i), "-1 or a slot below pages * page_size = " + std::to_string(end));
   if (k.numel() == 0) return;
 
   const int64_t width = k_extent.width;

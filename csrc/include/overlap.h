@@ -1,6 +1,6 @@
-// Do two tensors share memory? The in-place ops refuse arguments that do, since their result would then
-// depend on the order of the copies. Pools are often interleaved (keys and values of a page side by side
-// in one tensor), so ranges of addresses alone cannot decide.
+// Do two tensors share memory? The in-place ops refuse arguments that do, since their result would
+// then depend on the order of the copies. Pools are often interleaved (keys and values of a page
+// side by side in one tensor), so ranges of addresses alone cannot decide.
 #pragma once
 #include <algorithm>
 
@@ -8,7 +8,8 @@
 
 namespace pyttc {
 
-// The elements of a tensor as offsets from `begin`: dimensions by ascending stride, sizes 1 left out.
+// The elements of a tensor as offsets from `begin`: dimensions by ascending stride, sizes 1 left
+// out.
 struct Extent {
   const char* begin;
   int64_t width, rank = 0, reach = 0;  // bytes an element; the largest offset, in elements
