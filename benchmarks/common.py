@@ -31,6 +31,7 @@ from typing import Any
 import torch
 
 import pyttc
+from pyttc.cli import cpu_model
 
 HERE = Path(__file__).parent
 CACHE_LEVELS = Path("/sys/devices/system/cpu/cpu0/cache")
@@ -138,14 +139,6 @@ def measure(calls: dict[str, Callable[[], Any]], seconds: float = 2.0) -> dict[s
 def summary(samples: list[float]) -> Timing:
     fifths = statistics.quantiles(samples, n=5, method="inclusive")
     return Timing(statistics.median(samples), fifths[0], fifths[3])
-
-
-def cpu_model() -> str:
-    try:
-        found = re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())
-    except OSError:
-        found = None
-    return found[1].strip() if found else platform.processor() or platform.machine()
 
 
 def device_name() -> str:

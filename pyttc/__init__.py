@@ -1,14 +1,16 @@
-"""Test-time compute for PyTorch: many paths from one prefix, sampled, scored and searched at the cost
-of the bytes they do not share."""
+"""Test-time compute for PyTorch: many paths from one prefix, sampled, scored and searched at the
+cost of the bytes they do not share."""
 
 import torch
 
+if not hasattr(torch.Tensor, "__dlpack_c_exchange_api__"):
+    raise ImportError(f"pyttc needs torch 2.10 or later; this is torch {torch.__version__}")
 try:
     from . import _C
 except ImportError as error:
     raise ImportError(
-        "pyttc's native module is not built here. Install the package (pip install .), or, to work in "
-        "a checkout, pip install -e ."
+        "pyttc's native module is not built here: install the package (pip install .) or, to work "
+        "in a checkout, pip install -e ."
     ) from error
 
 _C.bind_torch(torch.Tensor)
