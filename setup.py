@@ -165,6 +165,7 @@ def outdated(obj: str, src: str) -> bool:
 
 DEV = os.environ.get("PYTTC_DEV") == "1"
 NVCC = find_nvcc()
+DEPENDS = ["setup.py", *map(str, [*Path("csrc").rglob("*.h"), *Path("csrc").rglob("*.cuh")])]
 CFLAGS = shlex.split(os.environ.get("PYTTC_CFLAGS", ""))
 # The compiler fuses no multiplication into an addition by itself: bits are the source's business.
 FLOATS = ["-fno-math-errno", "-ffp-contract=off"]
@@ -176,6 +177,7 @@ extensions = [
         "pyttc._C",
         sources("cpu", ".cpp"),
         include_dirs=["csrc/include"],
+        depends=DEPENDS,
         cxx_std=17,
         extra_compile_args=[*COMPILE, "-fopenmp"],
         extra_link_args=[*LINK, "-fopenmp"],
@@ -187,6 +189,7 @@ if NVCC and sources("cuda", ".cu"):
             "pyttc._cuda",
             sources("cuda", ".cu", ".cpp"),
             include_dirs=["csrc/include"],
+            depends=DEPENDS,
             cxx_std=17,
             extra_compile_args=COMPILE,
             extra_link_args=list(LINK),
