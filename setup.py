@@ -1,4 +1,5 @@
-"""Builds pyttc._C (CPU, always) and pyttc._cuda (when nvcc is found). Neither needs torch.
+"""Builds pyttc._C (CPU, always) and pyttc._cuda (when nvcc is found). Neither needs torch, and one
+build serves every Python from 3.10 on (its stable interface) and every torch from 2.10 on.
 
 Environment:
     PYTTC_CUDA=0|1|auto     leave CUDA out, require it, or build it when nvcc is found (auto)
@@ -16,11 +17,11 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
-from pybind11.setup_helpers import ParallelCompile, Pybind11Extension
-from pybind11.setup_helpers import build_ext as pybind11_build_ext
-from setuptools import find_packages, setup
+from setuptools import Extension, find_packages, setup
+from setuptools.command.build_ext import build_ext as setuptools_build_ext
 
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 AVX512 = [*AVX2, "-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl"]
@@ -107,8 +108,8 @@ def require_compiler() -> None:
         )
 
 
-class build_ext(pybind11_build_ext):
-    """Adds per-ISA flags by file name, and nvcc for .cu files."""
+class build_ext(setuptools_build_ext):
+    """Adds per-ISA flags by file name and nvcc for .cu files, and compiles files side by side."""
 
     def finalize_options(self) -> None:
         super().finalize_options()
@@ -118,13 +119,14 @@ class build_ext(pybind11_build_ext):
     def build_extensions(self) -> None:
         compiler = self.compiler
         compiler.src_extensions.append(".cu")
-        compile_cpp = compiler._compile
         isa_flags = {suffix: known(compiler, flags) for suffix, flags in ISA_FLAGS.items()}
         for ext in self.extensions:
             ext.extra_compile_args = known(compiler, ext.extra_compile_args)
             ext.extra_link_args = known(compiler, ext.extra_link_args)
 
         def compile_one(obj, src, ext, cc_args, extra, pp_opts):
+            if DEV and not outdated(obj):
+                return
             if src.endswith(".cu"):
                 include = [a for a in pp_opts + cc_args if a.startswith(("-I", "-D"))]
                 flags = ["-std=c++17", "-O3", "-lineinfo", "--threads", "2"]
@@ -133,10 +135,35 @@ class build_ext(pybind11_build_ext):
                 return
             stem = Path(src).stem
             isa = next((flags for suffix, flags in isa_flags.items() if stem.endswith(suffix)), [])
-            compile_cpp(obj, src, ext, [*cc_args, "-MD"], [*extra, *isa], pp_opts)
+            compiler._compile(obj, src, ext, [*cc_args, "-MD"], [*extra, *isa], pp_opts)
 
-        compiler._compile = compile_one
+        def compile_all(
+            sources,
+            output_dir=None,
+            macros=None,
+            include_dirs=None,
+            debug=False,
+            extra_preargs=None,
+            extra_postargs=None,
+            depends=None,
+        ):
+            _, objects, extra, pp_opts, build = compiler._setup_compile(
+                output_dir, macros, include_dirs, sources, depends, extra_postargs
+            )
+            cc_args = compiler._get_cc_args(pp_opts, debug, extra_preargs)
+            with ThreadPool(int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)) as pool:
+                work = [(obj, *build[obj], cc_args, extra, pp_opts) for obj in objects]
+                pool.starmap(compile_one, work, chunksize=1)
+            return objects
+
+        compiler.compile = compile_all
         super().build_extensions()
+
+    def copy_extensions_to_source(self) -> None:
+        for ext in self.extensions:  # a build under another name would be imported before this one
+            for old in Path("pyttc").glob(f"{ext.name.rpartition('.')[2]}.*.so"):
+                old.unlink()
+        super().copy_extensions_to_source()
 
     def build_extension(self, ext) -> None:
         if ext.name == "pyttc._cuda":
@@ -153,7 +180,7 @@ def sources(folder: str, *suffixes: str) -> list[str]:
     return sorted(str(p) for p in Path("csrc", folder).glob("*") if p.suffix in suffixes)
 
 
-def outdated(obj: str, src: str) -> bool:
+def outdated(obj: str) -> bool:
     """Whether anything an object was made of (the compiler wrote it down beside it) is newer."""
     made, listing = Path(obj), Path(obj).with_suffix(".d")
     if not made.exists() or not listing.exists():
@@ -170,40 +197,41 @@ CFLAGS = shlex.split(os.environ.get("PYTTC_CFLAGS", ""))
 # The compiler fuses no multiplication into an addition by itself: bits are the source's business.
 FLOATS = ["-fno-math-errno", "-ffp-contract=off"]
 COMPILE = ["-O3", "-g0", *FLOATS, "-Wall", "-Wextra", *CFLAGS]
+COMPILE += ["-std=c++17", "-fvisibility=hidden"]
 LINK = ["-Wl,-s", *CFLAGS]
+# Builds of Python without the global lock have no stable interface yet.
+STABLE = not sysconfig.get_config_var("Py_GIL_DISABLED")
+COMMON = {
+    "include_dirs": ["csrc/include"],
+    "depends": DEPENDS,
+    "language": "c++",
+    "py_limited_api": STABLE,
+}
+MACROS = [("Py_LIMITED_API", "0x030A0000")] if STABLE else []
 
 extensions = [
-    Pybind11Extension(
+    Extension(
         "pyttc._C",
         sources("cpu", ".cpp"),
-        include_dirs=["csrc/include"],
-        depends=DEPENDS,
-        cxx_std=17,
         extra_compile_args=[*COMPILE, "-fopenmp"],
         extra_link_args=[*LINK, "-fopenmp"],
+        define_macros=MACROS,
+        **COMMON,
     )
 ]
 if NVCC and sources("cuda", ".cu"):
     extensions.append(
-        Pybind11Extension(
+        Extension(
             "pyttc._cuda",
             sources("cuda", ".cu", ".cpp"),
-            include_dirs=["csrc/include"],
-            depends=DEPENDS,
-            cxx_std=17,
             extra_compile_args=COMPILE,
             extra_link_args=list(LINK),
-            define_macros=[("PYTTC_ARCHS", f'"{CUDA_ARCHS}"')],
+            define_macros=[*MACROS, ("PYTTC_ARCHS", f'"{CUDA_ARCHS}"')],
+            **COMMON,
         )
     )
 if not {"egg_info", "dist_info", "sdist"} & set(sys.argv):
     require_compiler()
-
-ParallelCompile(
-    "MAX_JOBS",
-    default=os.cpu_count() or 1,
-    **({"needs_recompile": outdated} if DEV else {}),
-).install()
 
 setup(
     packages=["pyttc", *(f"pyttc.{p}" for p in find_packages("pyttc")), "pyttc.triton_kernels"],
@@ -211,5 +239,6 @@ setup(
     package_data={"pyttc": ["py.typed", "*.pyi"]},
     ext_modules=extensions,
     cmdclass={"build_ext": build_ext},
+    options={"bdist_wheel": {"py_limited_api": "cp310"}} if STABLE else {},
     zip_safe=False,
 )

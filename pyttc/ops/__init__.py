@@ -1,17 +1,17 @@
-"""The ops. Each file is one op's definition: specification, checks, fake, reference, public function."""
+"""The ops. Each file is one op's definition: specification, checks, fake, reference, function."""
 
 from .copy_pages import copy_pages
 from .merge_states import merge_states
-from .select_beams import select_beams
-from .store_kv import store_kv
 from .prefix_tree_attention import prefix_tree_attention
+from .select_beams import select_beams
 from .shared_prefix_attention import shared_prefix_attention
+from .store_kv import store_kv
 
 __all__ = [
     "copy_pages",
     "merge_states",
-    "select_beams",
-    "store_kv",
     "prefix_tree_attention",
+    "select_beams",
     "shared_prefix_attention",
+    "store_kv",
 ]
