@@ -6,6 +6,8 @@ from .prefix_tree_attention import prefix_tree_attention
 from .select_beams import select_beams
 from .shared_prefix_attention import shared_prefix_attention
 from .store_kv import store_kv
+from .sample import sample
+from .topk_score import topk_score
 
 __all__ = [
     "copy_pages",
@@ -14,4 +16,6 @@ __all__ = [
     "select_beams",
     "shared_prefix_attention",
     "store_kv",
+    "sample",
+    "topk_score",
 ]
