@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 import torch
 
-from . import __version__, _C
+from . import _C, __version__
 from .dispatch import IMPLS, Op, ops
 
 
