@@ -126,7 +126,9 @@ def readable(found: dict[str, Any]) -> str:
     ]
     reasons: dict[str, list[str]] = {}
     for name, impls in found["ops"].items():
-        lines.append(f"{name:26}" + "".join(f"{'no' if why else 'yes':11}" for why in impls.values()))
+        lines.append(
+            f"{name:26}" + "".join(f"{'no' if why else 'yes':11}" for why in impls.values())
+        )
         for impl, why in impls.items():
             if why:
                 reasons.setdefault(f"{impl}: {why}", []).append(name)
