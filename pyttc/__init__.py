@@ -15,9 +15,15 @@ _C.bind_torch(torch.Tensor)
 
 from .dispatch import explain  # noqa: E402
 from .ops.merge_states import merge_states  # noqa: E402
+from .ops.sample import Sample, sample  # noqa: E402
+from .ops.topk_score import TopKScore, topk_score  # noqa: E402
 
 __version__ = "0.1.0"
 __all__ = [
+    "Sample",
+    "TopKScore",
     "explain",
     "merge_states",
+    "sample",
+    "topk_score",
 ]

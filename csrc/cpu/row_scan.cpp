@@ -21,6 +21,10 @@ Scale make_scale(double temperature) {
   return scale;
 }
 
+bool is_wide(const Scale& scale, double z) {
+  return std::abs(z) > kWide || scale.c < 0x1p-100 || scale.c > 0x1p100;
+}
+
 float reference_floor(const Scale& scale, double ref) {
   return static_cast<float>(std::max((ref - kFloorBits) / scale.c, -3.4028234663852886e38));
 }
@@ -47,7 +51,7 @@ void set_reference(RowScan& s, float largest) {
     return;
   }
   const double z = largest * s.scale.c, ref = std::rint(z);
-  s.wide = std::abs(z) > kWide || s.scale.c < 0x1p-100 || s.scale.c > 0x1p100;
+  s.wide = is_wide(s.scale, z);
   if (s.wide) return;
   s.neg_ref = static_cast<float>(-ref);
   s.floor = reference_floor(s.scale, ref);

@@ -45,6 +45,8 @@ struct Scale {
   float high, low;
 };
 Scale make_scale(double temperature);
+// Whether values whose x * scale is about z need doubles.
+bool is_wide(const Scale& scale, double z);
 
 struct RowScan {
   Scale scale;
@@ -112,16 +114,17 @@ struct Filter {
   int64_t last = INT64_MAX;
 };
 
-// Per instruction set and dtype; n columns are left of x's group or block, at most 16 or 256.
+// Per instruction set and dtype; rows have v columns.
 struct RowScanKernels {
-  // Blocks [begin, end) of a row of v columns; `filter` may be null.
+  // Blocks [begin, end), begin at the start of a segment; `filter` may be null.
   void (*scan)(const void* row, int64_t v, int64_t begin, int64_t end, const Filter* filter,
                RowScan& s);
   // The sums of e over the 16 groups of 16 columns of one block, relative to its reference.
   void (*groups)(const void* row, int64_t v, int64_t block, const Filter* filter,
                  const Scale& scale, const BlockStat& stat, double* sums);
-  // e of the 16 columns of one group; 0 past the row's end.
-  void (*weights)(const void* row, int64_t v, int64_t group, const Filter* filter,
+  // e of the columns of groups [begin, end), relative to the reference of `stat`; 0 past the row's
+  // end.
+  void (*weights)(const void* row, int64_t v, int64_t begin, int64_t end, const Filter* filter,
                   const Scale& scale, const BlockStat& stat, float* e);
 };
 struct RowScanTable {

@@ -217,7 +217,7 @@ inline void group_weights(const float* x, const Reference& r, float* e) {
     const vf v = load(x + i);
     vf whole, f;
     split(max(r.floor, v), r, whole, f);
-    store(e + i, select(v > r.floor, scale2_normal(exp2_reduced(f), whole), zero()));
+    store(e + i, select(v >= r.floor, scale2_normal(exp2_reduced(f), whole), zero()));
   }
 }
 
@@ -238,33 +238,30 @@ inline Reference reference_of(const Scale& scale, const BlockStat& stat) {
 }
 
 template <class T>
-void weights(const void* row, int64_t v, int64_t group, const Filter* filter, const Scale& scale,
-             const BlockStat& stat, float* e) {
-  float x[kGroup];
-  load_group(static_cast<const T*>(row), v, group, filter, x);
-  if (stat.wide)
-    wide_weights(x, scale, stat.ref, e);
-  else
-    group_weights(x, reference_of(scale, stat), e);
+void weights(const void* row, int64_t v, int64_t begin, int64_t end, const Filter* filter,
+             const Scale& scale, const BlockStat& stat, float* e) {
+  const Reference r = reference_of(scale, stat);
+  for (int64_t group = begin; group < end; ++group, e += kGroup) {
+    float x[kGroup];
+    load_group(static_cast<const T*>(row), v, group, filter, x);
+    if (stat.wide)
+      wide_weights(x, scale, stat.ref, e);
+    else
+      group_weights(x, r, e);
+  }
 }
 
 template <class T>
 void groups(const void* row, int64_t v, int64_t block, const Filter* filter, const Scale& scale,
             const BlockStat& stat, double* sums) {
   constexpr int kGroups = kBlock / kGroup;
-  const Reference r = reference_of(scale, stat);
+  const int64_t first = block * kGroups, in_row = (v + kGroup - 1) / kGroup - first;
+  const int n = in_row < kGroups ? static_cast<int>(in_row) : kGroups;
+  float e[kBlock];
+  weights<T>(row, v, first, first + n, filter, scale, stat, e);
   for (int g = 0; g < kGroups; ++g) {
-    const int64_t group = block * kGroups + g;
-    sums[g] = 0;
-    if (group * kGroup >= v) continue;
-    float x[kGroup], e[kGroup];
-    load_group(static_cast<const T*>(row), v, group, filter, x);
-    if (stat.wide)
-      wide_weights(x, scale, stat.ref, e);
-    else
-      group_weights(x, r, e);
-    vf sum = load(e);
-    for (int i = W; i < kGroup; i += W) sum = sum + load(e + i);
+    vf sum = zero();
+    for (int i = 0; g < n && i < kGroup; i += W) sum = sum + load(e + g * kGroup + i);
     sums[g] = lane_sum(sum);
   }
 }

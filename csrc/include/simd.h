@@ -7,7 +7,9 @@
 #include "float16.h"
 
 #if defined(__AVX2__)
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // false, in gcc 12's own AVX-512 header
+// gcc 12 warns of its own AVX-512 header.
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #include <immintrin.h>
 #endif
 

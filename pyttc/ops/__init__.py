@@ -1,7 +1,11 @@
 """The ops. Each file is one op's definition: specification, checks, fake, reference, public function."""
 
 from .merge_states import merge_states
+from .sample import sample
+from .topk_score import topk_score
 
 __all__ = [
     "merge_states",
+    "sample",
+    "topk_score",
 ]
