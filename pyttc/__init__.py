@@ -14,6 +14,7 @@ except ImportError as error:
 _C.bind_torch(torch.Tensor)
 
 from .dispatch import explain  # noqa: E402
+from .ops.lm_head_topk import lm_head_topk  # noqa: E402
 from .ops.merge_states import merge_states  # noqa: E402
 from .ops.sample import Sample, sample  # noqa: E402
 from .ops.topk_score import TopKScore, topk_score  # noqa: E402
@@ -23,6 +24,7 @@ __all__ = [
     "Sample",
     "TopKScore",
     "explain",
+    "lm_head_topk",
     "merge_states",
     "sample",
     "topk_score",

@@ -14,6 +14,7 @@ PYBIND11_MODULE(_C, m) {
     const Philox r = philox(key, c0, c1, c2, c3);
     return py::make_tuple(r.word[0], r.word[1], r.word[2], r.word[3]);
   });
+  bind_lm_head_topk(m);
   bind_merge_states(m);
   bind_sample(m);
   bind_topk_score(m);

@@ -4,6 +4,7 @@
 
 namespace pyttc {
 
+void bind_lm_head_topk(py::module_& m);
 void bind_merge_states(py::module_& m);
 void bind_sample(py::module_& m);
 void bind_topk_score(py::module_& m);
