@@ -82,7 +82,8 @@ def lm_head_topk(
     The native kernel reads each weight once for all rows and gives, bit for bit, what `topk_score`
     and `sample` give on its own logits, whatever the batch, strides and threads. Rows whose filters
     reach past the columns looked at (top_p or min_p that keep more than 128, top_k above 1024) have
-    their logits computed again. What it holds beside its inputs is 1/32 of the logits in float32.
+    their logits computed again. What it holds beside its inputs is 1/32 of the float32 logits,
+    1/16 with a mask.
 
     Source: the fusion of FlashSampling (arXiv 2603.15854), here with all statistics of the row.
     """
