@@ -17,6 +17,7 @@ _C.bind_torch(torch.Tensor)
 
 from .dispatch import explain  # noqa: E402
 from .ops.copy_pages import copy_pages  # noqa: E402
+from .ops.lm_head_topk import lm_head_topk  # noqa: E402
 from .ops.merge_states import merge_states  # noqa: E402
 from .ops.prefix_tree_attention import prefix_tree_attention  # noqa: E402
 from .ops.sample import Sample, sample  # noqa: E402
@@ -33,6 +34,7 @@ __all__ = [
     "TopKScore",
     "copy_pages",
     "explain",
+    "lm_head_topk",
     "merge_states",
     "prefix_tree_attention",
     "sample",

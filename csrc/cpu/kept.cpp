@@ -70,16 +70,16 @@ int64_t candidates_of(const Filters& filters) {
   return filters.top_k && filters.top_k <= kListed ? filters.top_k : kNucleus;
 }
 
-bool Kept::find(const Row& row, const ScannedRow& raw, const Scale& scale, const Filters& filters,
-                int threads) {
+bool Kept::find(const Row& row, const ScannedRow& raw, const ScannedRow* masked, const Scale& scale,
+                const Filters& filters, int threads) {
   row_ = &row;
   scale_ = scale;
   own_filter_ = Filter();
   own_filter_.mask = filters.mask;
   const int64_t candidates = candidates_of(filters);
   const Filter* filter = filters.mask ? &own_filter_ : nullptr;
-  if (filter) own_.scan(row, filter, scale, candidates, threads);
-  const ScannedRow& allowed = filter ? own_ : raw;
+  if (filter && !masked) own_.scan(row, filter, scale, candidates, threads);
+  const ScannedRow& allowed = !filter ? raw : masked ? *masked : own_;
   if (!(allowed.totals.sum > 0)) return false;
   if (!filters.any()) {
     use_blocks(allowed, filter);
@@ -134,7 +134,8 @@ uint64_t Kept::find_last(const ScannedRow& allowed, const Filters& filters) {
   allowed_only.mask = filters.mask;
   const int64_t v = row_->v, groups = (v + kGroup - 1) / kGroup;
   std::vector<float> weights(groups * kGroup);
-  row_->kernels.weights(row_->data, v, 0, groups, &allowed_only, scale_, stat, weights.data());
+  row_->kernels.weights(row_->columns(0, v), v, 0, groups, &allowed_only, scale_, stat,
+                        weights.data());
   std::vector<Item> items;
   items.reserve(v);
   for (int64_t c = 0; c < v; ++c) {
@@ -191,12 +192,16 @@ void Kept::expect(int64_t draws) {
   groups_.resize(std::max<size_t>(1, have_groups_.size()) * kGroups);
 }
 
+const void* Kept::columns_of(int64_t block) const {
+  return row_->columns(block * kBlock, std::min(row_->v, (block + 1) * kBlock));
+}
+
 const double* Kept::group_sums(int64_t block) {
   const bool cached = !have_groups_.empty();
   double* sums = groups_.data() + (cached ? block * kGroups : 0);
   if (!cached || !have_groups_[block]) {
-    row_->kernels.groups(row_->data, row_->v, block, filter_, scale_, scanned_->blocks[block],
-                         sums);
+    row_->kernels.groups(columns_of(block), row_->v, block, filter_, scale_,
+                         scanned_->blocks[block], sums);
     if (cached) have_groups_[block] = 1;
   }
   return sums;
@@ -226,7 +231,7 @@ int64_t Kept::draw(double u) {
   }
   float e[kGroup];
   const int64_t first = i * kGroups + group;
-  row_->kernels.weights(row_->data, row_->v, first, first + 1, filter_, scale_, stat, e);
+  row_->kernels.weights(columns_of(i), row_->v, first, first + 1, filter_, scale_, stat, e);
   double cumulative = at_group;
   int column = 0;
   for (int c = 0; c < kGroup; ++c) {

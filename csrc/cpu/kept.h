@@ -23,9 +23,10 @@ int64_t candidates_of(const Filters& filters);
 class Kept {
  public:
   // Keeps what `filters` leave of the row. `raw` is its scan, with candidates_of(filters) best
-  // columns if there is no mask; both must outlive the draws. False if nothing is left.
-  bool find(const Row& row, const ScannedRow& raw, const Scale& scale, const Filters& filters,
-            int threads);
+  // columns if there is no mask, and `masked`, if it has been done, is a scan of what the mask
+  // allows, with as many; all must outlive the draws. False if nothing is left.
+  bool find(const Row& row, const ScannedRow& raw, const ScannedRow* masked, const Scale& scale,
+            const Filters& filters, int threads);
   // The first kept column, in index order, whose cumulative mass exceeds u times the total.
   int64_t draw(double u);
   double log2_mass() const { return log2_mass_; }
@@ -37,6 +38,7 @@ class Kept {
   void use_blocks(const ScannedRow& scanned, const Filter* filter);
   // The last kept column as an order key, among all allowed columns.
   uint64_t find_last(const ScannedRow& allowed, const Filters& filters);
+  const void* columns_of(int64_t block) const;
   const double* group_sums(int64_t block);
 
   const Row* row_ = nullptr;

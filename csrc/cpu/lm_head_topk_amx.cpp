@@ -57,10 +57,12 @@ inline void store_logits(float* out, int64_t rows) {
     }
 }
 
-// 32 weight rows times N tiles of hidden rows.
+// 32 weight rows times N tiles of hidden rows. (nothrow: for gcc an asm statement may throw, and
+// its caller would need the C++ runtime to clean up.)
 template <int N>
-inline void tile_block(const bf16* w, int64_t stride, int count, const char* x, int64_t rows,
-                       int64_t h, float* out, bool first) {
+__attribute__((nothrow)) inline void tile_block(const bf16* w, int64_t stride, int count,
+                                                const char* x, int64_t rows, int64_t h, float* out,
+                                                bool first) {
   const int64_t row_tile = tiles_of(h, kDepth) * kTileSize;
   tile_zero<0>();
   tile_zero<1>();

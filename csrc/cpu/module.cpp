@@ -15,6 +15,7 @@ PYTTC_PYTHON_MODULE(_C, m) {
     return std::array<uint32_t, 4>{r.word[0], r.word[1], r.word[2], r.word[3]};
   });
   bind_copy_pages(m);
+  bind_lm_head_topk(m);
   bind_merge_states(m);
   bind_select_beams(m);
   bind_store_kv(m);

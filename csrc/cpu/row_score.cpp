@@ -12,7 +12,10 @@ const RowScanKernels& row_scan_kernels(DType dtype) {
   return dtype == DType::f32 ? table.f32 : dtype == DType::bf16 ? table.bf16 : table.f16;
 }
 
+const void* Row::columns(int64_t, int64_t) const { return data_; }
+
 float Row::at(int64_t column) const {
+  const void* data = columns(column, column + 1);
   switch (dtype) {
     case DType::f32:
       return static_cast<const float*>(data)[column];
@@ -32,16 +35,21 @@ void ScannedRow::scan(const Row& row, const Filter* filter, const Scale& scale, 
   if (static_cast<int64_t>(blocks.size()) < n) blocks.resize(n);
   if (static_cast<int64_t>(keys.size()) < room * parts) keys.resize(room * parts);
   std::vector<RowScan> scans(parts);
+  const void* data = row.columns(0, row.v);
   parallel_for(parts, static_cast<int>(parts), [&](int64_t part) {
     RowScan& s = scans[part];
     begin_scan(s, scale, k, keys.data() + part * room, blocks.data());
-    row.kernels.scan(row.data, row.v, segments * part / parts * kSegmentBlocks,
+    row.kernels.scan(data, row.v, segments * part / parts * kSegmentBlocks,
                      std::min(n, segments * (part + 1) / parts * kSegmentBlocks), filter, s);
   });
+  merge(scans.data(), parts, row.v);
+}
+
+void ScannedRow::merge(RowScan* scans, int64_t parts, int64_t v) {
   for (int64_t part = 1; part < parts; ++part) merge_best(scans[0], scans[part]);
   best = sort_best(scans[0]);
   invalid = scans[0].invalid;
-  totals = total(blocks.data(), n);
+  totals = total(blocks.data(), blocks_of(v));
 }
 
 void write_best(const Row& row, const ScannedRow& scanned, const Scale& scale, int64_t k,

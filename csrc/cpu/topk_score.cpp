@@ -12,20 +12,16 @@ void topk_score(py::handle logits_, int64_t k, double temperature, py::handle lo
       entropy(entropy_);
   py::gil_scoped_release release;
   const DType dtype = logits.dtype();
-  const RowScanKernels& kernels = row_scan_kernels(dtype);
   const int64_t width = dtype == DType::f32 ? 4 : 2;
   const Scale scale = make_scale(temperature);
   parallel_rows(logits.size(0), threads, [&](int64_t i, int threads_of_row) {
     static thread_local ScannedRow scanned;
-    const Row row{kernels, dtype, logits.data<char>() + i * logits.stride(0) * width,
-                  logits.size(1)};
+    const Row row(dtype, logits.data<char>() + i * logits.stride(0) * width, logits.size(1));
     scanned.scan(row, nullptr, scale, k, threads_of_row);
     write_best(row, scanned, scale, k, logprobs.data<float>() + i * k,
                indices.data<int64_t>() + i * k);
-    const bool bad = scanned.invalid;
-    logsumexp.data<float>()[i] =
-        bad ? -__builtin_inff() : static_cast<float>(kLn2 * scanned.totals.log2_sum);
-    entropy.data<float>()[i] = bad ? 0 : static_cast<float>(scanned.totals.entropy);
+    logsumexp.data<float>()[i] = scanned.logsumexp();
+    entropy.data<float>()[i] = scanned.entropy();
   });
 }
 
