@@ -4,9 +4,8 @@
 
 64 paths share a prefix of 4,096 tokens and have 64 of their own; 14 query heads and 2 KV heads of
 64, a vocabulary of 128,256. The step: attention, the logits, one draw a path with top-k 50 and top-p
-0.95, its log-probability, the best path. The torch column is the usual pipeline:
-scaled_dot_product_attention on keys and values expanded to every path, then log_softmax, topk, top-p,
-multinomial, gather.
+0.95, its log-probability, the best path. The torch column is the usual pipeline: attention on keys
+and values expanded to every path, then log_softmax, topk, top-p, multinomial, gather.
 """
 
 from __future__ import annotations

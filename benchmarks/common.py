@@ -165,7 +165,8 @@ def rows(cases: Iterator[dict[str, Any]], threads: int, seconds: float) -> list[
     timed = []
     for case in cases:
         checked = bool(case["check"]())
-        took = measure({"pyttc": case["run"], **case.get("peers", {})}, seconds)
+        took = measure({"pyttc": case.pop("run"), **case.pop("peers", {})}, seconds)
+        del case["check"]  # with which the inputs go
         timed.append((case, checked, took))
     roof = roof.raised(measure_roof(threads))
     return [row(case, checked, took, roof, threads) for case, checked, took in timed]
