@@ -1,0 +1,232 @@
+// Logits exist only as blocks of 256 columns of at most 64 rows: computed, scanned as topk_score
+// and sample scan them, and overwritten by the next. Work is cut by rows and by ranges of columns,
+// which never shows in a result: neither a logit nor a block's sums depend on anything outside.
+#include "lm_head_topk.h"
+
+#include <algorithm>
+#include <memory>
+
+#include "isa.h"
+#include "module.h"
+#include "sample.h"
+
+namespace pyttc {
+namespace {
+
+static_assert(kHeadBlock == kBlock);
+
+constexpr int64_t kRowsAtOnce = 64;  // whose logits of a block fit the second-level cache
+constexpr int64_t kGranule = 16;     // rows the kernels pack together
+
+int64_t divide_up(int64_t n, int64_t by) { return (n + by - 1) / by; }
+
+struct alignas(64) CacheLine {
+  char bytes[64];
+};
+using CacheLines = std::unique_ptr<CacheLine[]>;
+
+// hidden [B, H] times weight [V, H] transposed, by blocks of columns.
+class Product {
+ public:
+  Product(const Tensor& hidden, const Tensor& weight)
+      : kernel_(kernel(hidden.dtype())),
+        hidden_(hidden),
+        weight_(weight),
+        packed_(pack(0, rows())) {}
+
+  int64_t rows() const { return hidden_.size(0); }
+  int64_t columns() const { return weight_.size(0); }
+  int64_t blocks() const { return blocks_of(columns()); }
+
+  // out[r * kBlock + c] of rows first + r, first a multiple of kGranule, and columns c of the
+  // block.
+  void logits(int64_t block, int64_t first, int64_t n, float* out) const {
+    const char* packed = reinterpret_cast<const char*>(packed_.get());
+    logits(block, packed + kernel_.packed_bytes(first, hidden_.size(1)), n, out);
+  }
+  void logits(int64_t block, const void* packed, int64_t n, float* out) const {
+    const int count = static_cast<int>(std::min<int64_t>(kBlock, columns() - block * kBlock));
+    kernel_.logits(weight_.data<char>() + block * kBlock * weight_.stride(0) * width(),
+                   weight_.stride(0), count, packed, n, hidden_.size(1), out);
+  }
+  CacheLines pack(int64_t first, int64_t n) const {
+    const int64_t h = hidden_.size(1);
+    CacheLines packed(new CacheLine[divide_up(kernel_.packed_bytes(n, h), sizeof(CacheLine))]);
+    kernel_.pack(hidden_.data<char>() + first * hidden_.stride(0) * width(), hidden_.stride(0), n,
+                 h, packed.get());
+    return packed;
+  }
+
+ private:
+  static const LmHead& kernel(DType dtype) {
+    if (dtype == DType::bf16 && isa() == Isa::amx) return lm_head_bf16_amx;
+    const LmHeads& heads = pick(lm_heads_generic, lm_heads_avx2, lm_heads_avx512);
+    return dtype == DType::f32 ? heads.f32 : dtype == DType::bf16 ? heads.bf16 : heads.f16;
+  }
+  int64_t width() const { return hidden_.dtype() == DType::f32 ? 4 : 2; }
+
+  const LmHead& kernel_;
+  const Tensor &hidden_, &weight_;
+  const CacheLines packed_;
+};
+
+// Where element `column` is read from when a buffer holds only columns [begin, ...) of a row.
+const float* row_at(const float* buffer, int64_t begin) {
+  return reinterpret_cast<const float*>(reinterpret_cast<uintptr_t>(buffer) -
+                                        begin * sizeof(float));
+}
+
+// A row whose logits are computed again when they are asked for: the last block is kept, and the
+// whole row once more than a block of it was needed at a time.
+class HeadRow : public Row {
+ public:
+  HeadRow(const Product& product, int64_t i)
+      : Row(DType::f32, nullptr, product.columns()), product_(product), i_(i) {}
+
+  const void* columns(int64_t begin, int64_t end) const override {
+    if (!packed_) packed_ = product_.pack(i_, 1);
+    const int64_t first = begin / kBlock;
+    if (whole_.empty() && (end - 1) / kBlock == first) {
+      if (block_ != first) product_.logits(first, packed_.get(), 1, logits_);
+      block_ = first;
+      return row_at(logits_, first * kBlock);
+    }
+    if (whole_.empty()) {
+      whole_.resize(product_.blocks() * kBlock);
+      for (int64_t b = 0; b < product_.blocks(); ++b)
+        product_.logits(b, packed_.get(), 1, whole_.data() + b * kBlock);
+    }
+    return whole_.data();
+  }
+
+ private:
+  const Product& product_;
+  const int64_t i_;
+  mutable CacheLines packed_;
+  mutable int64_t block_ = -1;
+  alignas(64) mutable float logits_[kBlock];
+  mutable std::vector<float> whole_;
+};
+
+// What is to be found in a row.
+struct Search {
+  Scale scale;
+  int64_t k;
+  const int32_t* mask;  // of the columns to look at, or null
+  ScannedRow found;
+};
+
+// How a call falls into items of up to `rows` rows and one of `parts` ranges of columns.
+struct Cut {
+  int64_t rows, parts;
+};
+
+Cut cut(int64_t rows, int64_t segments, int64_t room, int threads) {
+  // The candidates of an item's rows stay in about a megabyte; at 256 rows the weights cost
+  // nothing.
+  const int64_t fit = (int64_t{1} << 17) / room / kGranule * kGranule;
+  const int64_t most = std::min<int64_t>(256, std::max(kGranule, fit));
+  const int64_t parts = std::min(segments, divide_up(threads, divide_up(rows, most)));
+  const int64_t items = std::max(divide_up(rows, most), divide_up(threads, parts));
+  return {divide_up(divide_up(rows, items), kGranule) * kGranule, parts};
+}
+
+// Does all searches, searches[j] in row j % B, on one computation of each block of logits.
+void scan_product(const Product& product, std::vector<Search>& searches, int threads) {
+  const int64_t rows = product.rows(), v = product.columns(), blocks = product.blocks();
+  const int64_t n = searches.size(), segments = divide_up(blocks, kSegmentBlocks);
+  int64_t room = 1;
+  for (const Search& search : searches) room = std::max(room, key_room(search.k));
+  const Cut items = cut(rows, segments, room, threads);
+  std::vector<RowScan> scans(n * items.parts);  // [search][part]
+  for (int64_t j = 0; j < n; ++j) {
+    Search& search = searches[j];
+    search.found.keys.resize(key_room(search.k) * items.parts);
+    search.found.blocks.resize(blocks);
+    for (int64_t part = 0; part < items.parts; ++part)
+      begin_scan(scans[j * items.parts + part], search.scale, search.k,
+                 search.found.keys.data() + part * key_room(search.k), search.found.blocks.data());
+  }
+  const auto scan = row_scan_kernels(DType::f32).scan;
+  parallel_for(divide_up(rows, items.rows) * items.parts, threads, [&](int64_t item) {
+    alignas(64) float logits[kRowsAtOnce * kBlock];
+    const int64_t part = item % items.parts, begin = item / items.parts * items.rows;
+    const int64_t end = std::min(rows, begin + items.rows);
+    const int64_t last = std::min(blocks, segments * (part + 1) / items.parts * kSegmentBlocks);
+    for (int64_t b = segments * part / items.parts * kSegmentBlocks; b < last; ++b)
+      for (int64_t first = begin; first < end; first += kRowsAtOnce) {
+        const int64_t at_once = std::min(end - first, kRowsAtOnce);
+        product.logits(b, first, at_once, logits);
+        for (int64_t r = 0; r < at_once; ++r)
+          for (int64_t j = first + r; j < n; j += rows) {
+            Filter filter;
+            filter.mask = searches[j].mask;
+            scan(row_at(logits + r * kBlock, b * kBlock), v, b, b + 1,
+                 filter.mask ? &filter : nullptr, scans[j * items.parts + part]);
+          }
+      }
+  });
+  parallel_for(n, threads, [&](int64_t j) {
+    searches[j].found.merge(&scans[j * items.parts], items.parts, v);
+  });
+}
+
+// hidden [B, H], weight [V, H]; logprobs, indices [B, k]; logsumexp, entropy [B]
+void score(py::handle hidden_, py::handle weight_, int64_t k, double temperature,
+           py::handle logprobs_, py::handle indices_, py::handle logsumexp_, py::handle entropy_,
+           int threads) {
+  const Tensor hidden(hidden_), weight(weight_), logprobs(logprobs_), indices(indices_),
+      logsumexp(logsumexp_), entropy(entropy_);
+  py::gil_scoped_release release;
+  const Product product(hidden, weight);
+  const Scale scale = make_scale(temperature);
+  std::vector<Search> searches(product.rows(), {scale, k, nullptr, {}});
+  scan_product(product, searches, threads);
+  parallel_for(product.rows(), threads, [&](int64_t i) {
+    const ScannedRow& found = searches[i].found;
+    write_best(HeadRow(product, i), found, scale, k, logprobs.data<float>() + i * k,
+               indices.data<int64_t>() + i * k);
+    logsumexp.data<float>()[i] = found.logsumexp();
+    entropy.data<float>()[i] = found.entropy();
+  });
+}
+
+// hidden [B, H], weight [V, H]; the rest as in sample
+void draw(py::handle hidden_, py::handle weight_, py::handle seed, py::handle path_ids,
+          py::handle positions, py::handle temperature, py::handle top_k, py::handle top_p,
+          py::handle min_p, py::handle mask, int64_t topk, py::handle tokens, py::handle logprobs,
+          py::handle processed, py::handle kept_mass, py::handle entropy, py::handle valid,
+          py::handle topk_logprobs, py::handle topk_indices, int threads) {
+  const Tensor hidden(hidden_), weight(weight_);
+  const SampleParameters parameters(seed, path_ids, positions, temperature, top_k, top_p, min_p,
+                                    mask);
+  const SampleOutputs out(tokens, logprobs, processed, kept_mass, entropy, valid, topk_logprobs,
+                          topk_indices, topk);
+  py::gil_scoped_release release;
+  const int64_t rows = hidden.size(0), v = weight.size(0);
+  parameters.check(rows);
+  const Product product(hidden, weight);
+  std::vector<Search> searches;
+  for (int64_t i = 0; i < rows; ++i) {
+    const int64_t candidates = parameters.mask ? 0 : parameters.candidates(i, v);
+    searches.push_back({parameters.scale(i), std::max(topk, candidates), nullptr, {}});
+  }
+  for (int64_t i = 0; i < rows && parameters.mask; ++i) {
+    const Filters filters = parameters.filters(i, v);
+    searches.push_back({parameters.scale(i), candidates_of(filters), filters.mask, {}});
+  }
+  scan_product(product, searches, threads);
+  parallel_for(rows, threads, [&](int64_t i) {
+    const ScannedRow* masked = parameters.mask ? &searches[rows + i].found : nullptr;
+    finish_sample(HeadRow(product, i), searches[i].found, masked, parameters, out, i, i + 1, 1);
+  });
+}
+
+}  // namespace
+
+void bind_lm_head_topk(py::module_& m) {
+  m.def("lm_head_topk", &score);
+  m.def("lm_head_topk_sample", &draw);
+}
+
+}  // namespace pyttc

@@ -1,0 +1,164 @@
+#include "sample.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "module.h"
+#include "philox.h"
+
+namespace pyttc {
+namespace {
+
+constexpr int64_t kWords = int64_t{1} << 32;  // path ids and positions are 32-bit counter words
+
+[[noreturn]] void fail_real(const char* name, int64_t i, double got, const char* expected) {
+  throw py::value_error(std::string(name) + ": element " + std::to_string(i) + " is " +
+                        std::to_string(got) + ", expected " + expected);
+}
+
+}  // namespace
+
+SampleParameters::SampleParameters(py::handle seed, py::handle path_ids, py::handle positions,
+                                   py::handle temperature, py::handle top_k, py::handle top_p,
+                                   py::handle min_p, py::handle mask_)
+    : seed(seed),
+      path_ids(path_ids),
+      positions(positions),
+      temperature(temperature),
+      top_k(top_k),
+      top_p(top_p),
+      min_p(min_p),
+      mask(nullptr),
+      mask_stride(0) {
+  if (mask_.is_none()) return;
+  const Tensor m(mask_);
+  mask = m.data<int32_t>();
+  mask_stride = m.stride(0);
+}
+
+void SampleParameters::check(int64_t rows) const {
+  for (int64_t i = 0; i < rows; ++i) {
+    const int64_t path = path_ids.at(i), position = positions.at(i), key = seed.at(i);
+    const double t = temperature.at(i), p = top_p.at(i), m = min_p.at(i);
+    if (path < 0 || path >= kWords) fail("path_ids", i, path, "0 <= path id < 2**32");
+    if (position < 0 || position >= kWords) fail("positions", i, position, "0 <= position < 2**32");
+    if (key < 0) fail("seed", i, key, "0 <= seed < 2**63");
+    if (!(t >= 0 && t < INFINITY)) fail_real("temperature", i, t, "a finite number >= 0");
+    if (!(p >= 0 && p <= 1)) fail_real("top_p", i, p, "0 <= top_p <= 1");
+    if (!(m >= 0 && m <= 1)) fail_real("min_p", i, m, "0 <= min_p <= 1");
+  }
+}
+
+bool SampleParameters::same(int64_t i, int64_t j, int64_t v) const {
+  return temperature.at(i) == temperature.at(j) && top_k.at(i) == top_k.at(j) &&
+         top_p.at(i) == top_p.at(j) && min_p.at(i) == min_p.at(j) &&
+         (!mask || !mask_stride ||
+          !std::memcmp(mask + i * mask_stride, mask + j * mask_stride, (v + 31) / 32 * 4));
+}
+
+Filters SampleParameters::filters(int64_t i, int64_t v) const {
+  Filters filters;
+  if (mask) filters.mask = mask + i * mask_stride;
+  const int64_t k = top_k.at(i);
+  filters.top_k = greedy(i) ? 1 : k > 0 && k < v ? k : 0;
+  filters.top_p = top_p.at(i);
+  filters.min_p = min_p.at(i);
+  return filters;
+}
+
+SampleOutputs::SampleOutputs(py::handle tokens, py::handle logprobs, py::handle processed,
+                             py::handle kept_mass, py::handle entropy, py::handle valid,
+                             py::handle topk_logprobs, py::handle topk_indices, int64_t topk)
+    : tokens(Tensor(tokens).data<int64_t>()),
+      logprobs(Tensor(logprobs).data<float>()),
+      processed(Tensor(processed).data<float>()),
+      kept_mass(Tensor(kept_mass).data<float>()),
+      entropy(Tensor(entropy).data<float>()),
+      valid(Tensor(valid).data<uint8_t>()),
+      topk_logprobs(Tensor(topk_logprobs).data<float>()),
+      topk_indices(Tensor(topk_indices).data<int64_t>()),
+      topk(topk) {}
+
+void finish_sample(const Row& row, const ScannedRow& raw, const ScannedRow* masked,
+                   const SampleParameters& parameters, const SampleOutputs& out, int64_t begin,
+                   int64_t end, int threads) {
+  static thread_local Kept kept;
+  const Scale scale = parameters.scale(begin);
+  const Filters filters = parameters.filters(begin, row.v);
+  if (out.topk)
+    write_best(row, raw, scale, out.topk, out.topk_logprobs + begin * out.topk,
+               out.topk_indices + begin * out.topk);
+  const double log2_sum = raw.totals.log2_sum;
+  const bool something = !raw.invalid && log2_sum > -INFINITY;
+  const bool any = something && kept.find(row, raw, masked, scale, filters, threads);
+  if (any) kept.expect(end - begin);
+  const bool all = any && !filters.mask && !filters.any();
+  const double kept_mass = all || !any ? 0 : std::min(0., kLn2 * (kept.log2_mass() - log2_sum));
+  for (int64_t i = begin; i < end; ++i) {
+    out.entropy[i] = something ? raw.entropy() : 0;
+    if (i > begin && out.topk) {
+      std::copy_n(out.topk_logprobs + begin * out.topk, out.topk, out.topk_logprobs + i * out.topk);
+      std::copy_n(out.topk_indices + begin * out.topk, out.topk, out.topk_indices + i * out.topk);
+    }
+    if (!any) {
+      out.tokens[i] = -1;
+      out.logprobs[i] = out.processed[i] = out.kept_mass[i] = -INFINITY;
+      out.valid[i] = 0;
+      continue;
+    }
+    const double u =
+        uniform(parameters.seed.at(i), static_cast<uint32_t>(parameters.path_ids.at(i)),
+                static_cast<uint32_t>(parameters.positions.at(i)), 0, Purpose::token);
+    const int64_t token = kept.draw(u);
+    const double logprob = kLn2 * (row.at(token) * scale.c - log2_sum);
+    out.tokens[i] = token;
+    out.logprobs[i] = static_cast<float>(logprob);
+    out.processed[i] = static_cast<float>(logprob - kept_mass);
+    out.kept_mass[i] = static_cast<float>(kept_mass);
+    out.valid[i] = 1;
+  }
+}
+
+namespace {
+
+// logits [B, V]; mask [B, ceil(V / 32)] or None; parameters numbers or [B]; outputs [B] and [B,
+// topk]
+void sample(py::handle logits_, py::handle seed, py::handle path_ids, py::handle positions,
+            py::handle temperature, py::handle top_k, py::handle top_p, py::handle min_p,
+            py::handle mask, int64_t topk, py::handle tokens, py::handle logprobs,
+            py::handle processed, py::handle kept_mass, py::handle entropy, py::handle valid,
+            py::handle topk_logprobs, py::handle topk_indices, int threads) {
+  const Tensor logits(logits_);
+  const SampleParameters parameters(seed, path_ids, positions, temperature, top_k, top_p, min_p,
+                                    mask);
+  const SampleOutputs out(tokens, logprobs, processed, kept_mass, entropy, valid, topk_logprobs,
+                          topk_indices, topk);
+  py::gil_scoped_release release;
+  const int64_t rows = logits.size(0), v = logits.size(1);
+  const int64_t width = logits.dtype() == DType::f32 ? 4 : 2, row_bytes = logits.stride(0) * width;
+  const auto data = [&](int64_t i) { return logits.data<char>() + i * row_bytes; };
+  parameters.check(rows);
+  // Rows that are the same as the one before them share its scan.
+  std::vector<int64_t> starts;
+  for (int64_t i = 0; i < rows; ++i)
+    if (i == 0 || (row_bytes && std::memcmp(data(i), data(i - 1), v * width)) ||
+        !parameters.same(i, i - 1, v))
+      starts.push_back(i);
+  const int64_t n = starts.size();
+  starts.push_back(rows);
+  parallel_rows(n, threads, [&](int64_t item, int threads_of_row) {
+    static thread_local ScannedRow raw;
+    const int64_t begin = starts[item];
+    const Row row(logits.dtype(), data(begin), v);
+    const int64_t candidates = parameters.mask ? 0 : parameters.candidates(begin, v);
+    raw.scan(row, nullptr, parameters.scale(begin), std::max(topk, candidates), threads_of_row);
+    finish_sample(row, raw, nullptr, parameters, out, begin, starts[item + 1], threads_of_row);
+  });
+}
+
+}  // namespace
+
+void bind_sample(py::module_& m) { m.def("sample", &sample); }
+
+}  // namespace pyttc
