@@ -9,7 +9,7 @@
 #include <emmintrin.h>
 #endif
 
-#include "module.h"
+#include "ops.h"
 #include "overlap.h"
 #include "parallel.h"
 
@@ -93,10 +93,10 @@ void for_pages(const Pool (&pools)[2], int64_t count, int threads, F body) {
   });
 }
 
-void copy_pages(py::handle k_pages_, py::handle v_pages_, py::handle src_, py::handle dst_,
-                int threads) {
-  const Tensor k_pages(k_pages_), v_pages(v_pages_), src_tensor(src_), dst_tensor(dst_);
-  py::gil_scoped_release release;
+}  // namespace
+
+void copy_pages(const Tensor& k_pages, const Tensor& v_pages, const Tensor& src_tensor,
+                const Tensor& dst_tensor, int threads) {
   const Extent k_pool(k_pages), v_pool(v_pages);
   require_single("k_pages", k_pool);
   require_single("v_pages", v_pool);
@@ -138,9 +138,5 @@ void copy_pages(py::handle k_pages_, py::handle v_pages_, py::handle src_, py::h
     pool.move(pool.at(l, staged[i].to), pool.steps, saved(plane, i), pool.packed());
   });
 }
-
-}  // namespace
-
-void bind_copy_pages(py::module_& m) { m.def("copy_pages", &copy_pages); }
 
 }  // namespace pyttc

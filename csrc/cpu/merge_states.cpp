@@ -1,7 +1,7 @@
 #include "merge_states.h"
 
 #include "isa.h"
-#include "module.h"
+#include "ops.h"
 #include "parallel.h"
 
 namespace pyttc {
@@ -36,11 +36,11 @@ struct Rows {
   }
 };
 
+}  // namespace
+
 // out_a, out_b, out [..., D]; lse_a, lse_b, lse [...]
-void merge_states(py::handle out_a_, py::handle lse_a_, py::handle out_b_, py::handle lse_b_,
-                  py::handle out_, py::handle lse_, int threads) {
-  const Tensor out_a(out_a_), lse_a(lse_a_), out_b(out_b_), lse_b(lse_b_), out(out_), lse(lse_);
-  py::gil_scoped_release release;
+void merge_states(const Tensor& out_a, const Tensor& lse_a, const Tensor& out_b,
+                  const Tensor& lse_b, const Tensor& out, const Tensor& lse, int threads) {
   const MergeStates& kernels = pick(merge_states_generic, merge_states_avx2, merge_states_avx512);
   const MergeRow row = dispatch_float(out.dtype(), [&](auto t) {
     using T = decltype(t);
@@ -66,9 +66,5 @@ void merge_states(py::handle out_a_, py::handle lse_a_, py::handle out_b_, py::h
     }
   });
 }
-
-}  // namespace
-
-void bind_merge_states(py::module_& m) { m.def("merge_states", &merge_states); }
 
 }  // namespace pyttc

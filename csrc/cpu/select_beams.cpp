@@ -7,7 +7,7 @@
 #include <cmath>
 #include <vector>
 
-#include "module.h"
+#include "ops.h"
 #include "parallel.h"
 
 namespace pyttc {
@@ -83,17 +83,17 @@ struct Item {
   int64_t begin, end;  // in the rows ordered by group
 };
 
+}  // namespace
+
 // scores [R]; logprobs, tokens [R, k]; groups [R]; bonus None, [R] or [R, k]; length None or [R];
 // parents, best_tokens, best_scores [G, width]
-void select_beams(py::handle scores_, py::handle logprobs_, py::handle tokens_, py::handle groups_,
-                  int64_t width, py::object bonus_, py::object length_, double length_penalty,
-                  py::handle parents_, py::handle best_tokens_, py::handle best_scores_,
-                  int threads) {
-  const Tensor scores(scores_), logprobs(logprobs_), tokens(tokens_), groups_tensor(groups_);
-  const Tensor parents(parents_), best_tokens(best_tokens_), best_scores(best_scores_);
-  const bool has_bonus = !bonus_.is_none(), has_length = !length_.is_none();
-  const Tensor bonus(has_bonus ? bonus_ : scores_), length(has_length ? length_ : groups_);
-  py::gil_scoped_release release;
+void select_beams(const Tensor& scores, const Tensor& logprobs, const Tensor& tokens,
+                  const Tensor& groups_tensor, int64_t width, const OptionalTensor& bonus_tensor,
+                  const OptionalTensor& length_tensor, double length_penalty, const Tensor& parents,
+                  const Tensor& best_tokens, const Tensor& best_scores, int threads) {
+  const bool has_bonus = bonus_tensor.has_value(), has_length = length_tensor.has_value();
+  const Tensor &bonus = has_bonus ? *bonus_tensor : scores,
+               &length = has_length ? *length_tensor : groups_tensor;
   const int64_t rows = scores.size(0), k = logprobs.size(1), groups = parents.size(0);
   const Indices group(groups_tensor), lengths(length), token(tokens);
   const bool divide = has_length && length_penalty != 0.0, each = has_bonus && bonus.t.ndim == 2;
@@ -157,9 +157,5 @@ void select_beams(py::handle scores_, py::handle logprobs_, py::handle tokens_, 
     }
   });
 }
-
-}  // namespace
-
-void bind_select_beams(py::module_& m) { m.def("select_beams", &select_beams); }
 
 }  // namespace pyttc

@@ -3,7 +3,7 @@
 // wins.
 #include <cstring>
 
-#include "module.h"
+#include "ops.h"
 #include "overlap.h"
 #include "parallel.h"
 
@@ -41,10 +41,10 @@ struct RowCopy {
   }
 };
 
-void store_kv(py::handle k_, py::handle v_, py::handle k_pages_, py::handle v_pages_,
-              py::handle slots_, int threads) {
-  const Tensor k(k_), v(v_), k_pages(k_pages_), v_pages(v_pages_), slots(slots_);
-  py::gil_scoped_release release;
+}  // namespace
+
+void store_kv(const Tensor& k, const Tensor& v, const Tensor& k_pages, const Tensor& v_pages,
+              const Tensor& slots, int threads) {
   const Extent k_extent(k), v_extent(v), k_pool(k_pages), v_pool(v_pages);
   require_single("k_pages", k_pool);
   require_single("v_pages", v_pool);
@@ -75,9 +75,5 @@ void store_kv(py::handle k_, py::handle v_, py::handle k_pages_, py::handle v_pa
     }
   });
 }
-
-}  // namespace
-
-void bind_store_kv(py::module_& m) { m.def("store_kv", &store_kv); }
 
 }  // namespace pyttc

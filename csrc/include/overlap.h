@@ -60,16 +60,16 @@ inline bool share_memory(const Extent& a, const Extent& b) {
 inline void require_apart(const char* name, const Extent& tensor, const char* other_name,
                           const Extent& other) {
   if (share_memory(tensor, other))
-    throw py::value_error(std::string(name) + ": got memory it shares with " + other_name +
-                          ", expected memory of its own");
+    throw std::invalid_argument(std::string(name) + ": got memory it shares with " + other_name +
+                                ", expected memory of its own");
 }
 
 // For a tensor that is written.
 inline void require_single(const char* name, const Extent& tensor) {
   if (tensor.overlaps_itself && !tensor.empty)
-    throw py::value_error(std::string(name) +
-                          ": got elements that share memory (an expanded tensor?), "
-                          "expected each to have its own");
+    throw std::invalid_argument(std::string(name) +
+                                ": got elements that share memory (an expanded tensor?), "
+                                "expected each to have its own");
 }
 
 }  // namespace pyttc
