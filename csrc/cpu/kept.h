@@ -26,18 +26,17 @@ class Kept {
   // columns if there is no mask; both must outlive the draws. False if nothing is left.
   bool find(const Row& row, const ScannedRow& raw, const Scale& scale, const Filters& filters,
             int threads);
-  // The first kept column, in index order, whose cumulative mass exceeds u times the total.
-  int64_t draw(double u);
+  // For each u the first kept column, in index order, whose cumulative mass exceeds u times the
+  // total.
+  void draw(const double* u, int64_t n, int64_t* columns);
   double log2_mass() const { return log2_mass_; }
-  // Group sums are kept for the next draw if there are more to come.
-  void expect(int64_t draws);
 
  private:
   void use_list(const uint64_t* keys, const float* weights, int64_t n, double ref);
   void use_blocks(const ScannedRow& scanned, const Filter* filter);
   // The last kept column as an order key, among all allowed columns.
   uint64_t find_last(const ScannedRow& allowed, const Filters& filters);
-  const double* group_sums(int64_t block);
+  int64_t column_in(int64_t block, double target, const double* groups) const;
 
   const Row* row_ = nullptr;
   Scale scale_;
@@ -49,6 +48,9 @@ class Kept {
   const Filter* filter_ = nullptr;
   Filter own_filter_;
   ScannedRow own_;
+  // Of many draws from one row: where the search for a target starts, the blocks' cumulative group
+  // sums.
+  std::vector<int32_t> guide_;
   std::vector<double> groups_;
   std::vector<char> have_groups_;
 };
