@@ -1,29 +1,28 @@
-// Views of torch tensors without torch: shape, strides and data read through DLPack's C exchange API.
-// Shapes, dtypes and strides were checked by pyttc/ops before a call comes here; what is checked in
-// C++ is what only the data can tell (lengths, indices).
+// Views of torch tensors without torch: shape, strides and data read through DLPack's C exchange
+// API. Shapes, dtypes and strides were checked by pyttc/ops before a call comes here; what is
+// checked in C++ is what only the data can tell (lengths, indices).
 #pragma once
-#include <pybind11/pybind11.h>
-
 #include <cstdint>
 #include <stdexcept>
 #include <string>
 
+#include "binding.h"
 #include "dlpack.h"
 #include "float16.h"
 
 namespace pyttc {
-
-namespace py = pybind11;
 
 inline const dlpack::ExchangeApi*& exchange_api() {
   static const dlpack::ExchangeApi* api = nullptr;
   return api;
 }
 
-inline void bind_torch(py::object tensor_type) {
-  py::object capsule = tensor_type.attr("__dlpack_c_exchange_api__");
-  auto* api = static_cast<const dlpack::ExchangeApi*>(
-      PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api"));
+inline void bind_torch(py::handle tensor_type) {
+  PyObject* capsule = PyObject_GetAttrString(tensor_type.ptr(), "__dlpack_c_exchange_api__");
+  if (!capsule) throw py::error_already_set();
+  auto* api =
+      static_cast<const dlpack::ExchangeApi*>(PyCapsule_GetPointer(capsule, "dlpack_exchange_api"));
+  Py_DECREF(capsule);  // the type keeps it
   if (!api) throw py::error_already_set();
   if (api->version.major != dlpack::kMajorVersion || !api->tensor_from_py_object)
     throw py::import_error("this torch speaks another major version of the DLPack exchange API");
@@ -53,13 +52,19 @@ struct Tensor {
   DType dtype() const {
     using namespace dlpack;
     switch (t.dtype.code * 256 + t.dtype.bits) {
-      case kFloat * 256 + 32: return DType::f32;
-      case kBfloat * 256 + 16: return DType::bf16;
-      case kFloat * 256 + 16: return DType::f16;
-      case kInt * 256 + 32: return DType::i32;
-      case kInt * 256 + 64: return DType::i64;
+      case kFloat * 256 + 32:
+        return DType::f32;
+      case kBfloat * 256 + 16:
+        return DType::bf16;
+      case kFloat * 256 + 16:
+        return DType::f16;
+      case kInt * 256 + 32:
+        return DType::i32;
+      case kInt * 256 + 64:
+        return DType::i64;
       case kUint * 256 + 8:
-      case kBool * 256 + 8: return DType::u8;
+      case kBool * 256 + 8:
+        return DType::u8;
     }
     throw py::type_error("unsupported dtype");
   }
@@ -91,10 +96,14 @@ struct Indices {
 template <class F>
 auto dispatch_float(DType dtype, F f) {
   switch (dtype) {
-    case DType::f32: return f(float{});
-    case DType::bf16: return f(bf16{});
-    case DType::f16: return f(f16{});
-    default: throw py::type_error("dtype must be float32, bfloat16 or float16");
+    case DType::f32:
+      return f(float{});
+    case DType::bf16:
+      return f(bf16{});
+    case DType::f16:
+      return f(f16{});
+    default:
+      throw py::type_error("dtype must be float32, bfloat16 or float16");
   }
 }
 

@@ -176,7 +176,8 @@ def check_numbers(
 
 def check(logits: torch.Tensor, *parameters: Any) -> None:
     check_logits(logits)
-    check_numbers(*logits.shape, logits.device, *parameters)
+    rows, columns = logits.shape
+    check_numbers(rows, columns, logits.device, *parameters)
 
 
 def check_tensors(
@@ -210,7 +211,8 @@ def check_tensors(
 
 def check_rows(logits: torch.Tensor, *parameters: Any) -> None:
     check_logits(logits)
-    check_tensors(*logits.shape, logits.device, *parameters)
+    rows, columns = logits.shape
+    check_tensors(rows, columns, logits.device, *parameters)
 
 
 def outputs(logits: torch.Tensor, topk: int, stats: torch.dtype) -> tuple[torch.Tensor, ...]:
