@@ -9,7 +9,7 @@ namespace {
 
 constexpr int64_t kListed = 1024;  // the longest top_k taken from the scan's best columns
 constexpr int64_t kNucleus = 128;  // the columns looked at for top_p and min_p alone
-constexpr int kGroups = kBlock / kGroup;
+constexpr int64_t kMany = 16;  // draws from one row that pay for a guide and for kept group sums
 
 // What weights are measured by, for values around `largest`.
 BlockStat unit(const Scale& scale, float largest) {
@@ -70,21 +70,19 @@ int64_t candidates_of(const Filters& filters) {
   return filters.top_k && filters.top_k <= kListed ? filters.top_k : kNucleus;
 }
 
-bool Kept::find(const Row& row, const ScannedRow& raw, const ScannedRow* masked, const Scale& scale,
-                const Filters& filters, int threads) {
-  row_ = &row;
-  scale_ = scale;
-  own_filter_ = Filter();
-  own_filter_.mask = filters.mask;
+namespace {
+
+// The kept columns if they are among the best columns of a scan: the first `n`.
+struct Listed {
+  bool complete;
+  int64_t n;
+  double ref;
+  std::vector<float> weights;  // in units of 2^ref
+  float floor;                 // the least value that min_p keeps
+};
+
+Listed list_kept(const ScannedRow& allowed, const Scale& scale, const Filters& filters) {
   const int64_t candidates = candidates_of(filters);
-  const Filter* filter = filters.mask ? &own_filter_ : nullptr;
-  if (filter && !masked) own_.scan(row, filter, scale, candidates, threads);
-  const ScannedRow& allowed = !filter ? raw : masked ? *masked : own_;
-  if (!(allowed.totals.sum > 0)) return false;
-  if (!filters.any()) {
-    use_blocks(allowed, filter);
-    return true;
-  }
   const bool by_count = filters.top_k && filters.top_k <= kListed;
   const int64_t n = std::min(allowed.best, candidates);
   const float largest = key_value(allowed.keys[0]);
@@ -111,14 +109,39 @@ bool Kept::find(const Row& row, const ScannedRow& raw, const ScannedRow* masked,
     reached = filters.top_p < 1 && cumulative >= enough;
   }
   const bool mass_known = all || !filters.top_k || filters.top_p == 1;
-  if (all || (mass_known && (reached || end < n))) {
-    use_list(allowed.keys.data(), weights.data(), end, stat.ref);
+  const bool complete = all || (mass_known && (reached || end < n));
+  return {complete, end, stat.ref, std::move(weights), floor};
+}
+
+}  // namespace
+
+bool needs_row(const ScannedRow& allowed, const Scale& scale, const Filters& filters) {
+  return allowed.totals.sum > 0 && filters.any() && !list_kept(allowed, scale, filters).complete;
+}
+
+bool Kept::find(const Row& row, const ScannedRow& raw, const ScannedRow* masked, const Scale& scale,
+                const Filters& filters, int threads) {
+  row_ = &row;
+  scale_ = scale;
+  own_filter_ = Filter();
+  own_filter_.mask = filters.mask;
+  const Filter* filter = filters.mask ? &own_filter_ : nullptr;
+  if (filter && !masked) own_.scan(row, filter, scale, candidates_of(filters), threads);
+  const ScannedRow& allowed = !filter ? raw : masked ? *masked : own_;
+  if (!(allowed.totals.sum > 0)) return false;
+  if (!filters.any()) {
+    use_blocks(allowed, filter);
     return true;
   }
-  own_filter_.floor = floor;
+  const Listed listed = list_kept(allowed, scale, filters);
+  if (listed.complete) {
+    use_list(allowed.keys.data(), listed.weights.data(), listed.n, listed.ref);
+    return true;
+  }
+  own_filter_.floor = listed.floor;
   if (filters.top_k || filters.top_p < 1) {
     const uint64_t last = find_last(allowed, filters);
-    if (key_value(last) >= floor) {
+    if (key_value(last) >= listed.floor) {
       own_filter_.floor = key_value(last);
       own_filter_.last = key_column(last);
     }
@@ -182,65 +205,69 @@ void Kept::use_blocks(const ScannedRow& scanned, const Filter* filter) {
   for (int64_t b = 0; b < n; ++b) {
     const BlockStat& stat = scanned.blocks[b];
     const double shift = stat.ref - scanned.totals.ref;
-    if (stat.sum > 0) sum += shift == 0 ? stat.sum : stat.sum * std::exp2(shift);
+    if (stat.sum > 0) sum += stat.sum * power_of_two(shift);
     cumulative_[b] = sum;
   }
-}
-
-void Kept::expect(int64_t draws) {
-  have_groups_.assign(draws > 1 && !listed_ ? cumulative_.size() : 0, 0);
-  groups_.resize(std::max<size_t>(1, have_groups_.size()) * kGroups);
 }
 
 const void* Kept::columns_of(int64_t block) const {
   return row_->columns(block * kBlock, std::min(row_->v, (block + 1) * kBlock));
 }
 
-const double* Kept::group_sums(int64_t block) {
-  const bool cached = !have_groups_.empty();
-  double* sums = groups_.data() + (cached ? block * kGroups : 0);
-  if (!cached || !have_groups_[block]) {
-    row_->kernels.groups(columns_of(block), row_->v, block, filter_, scale_,
-                         scanned_->blocks[block], sums);
-    if (cached) have_groups_[block] = 1;
-  }
-  return sums;
+int64_t Kept::column_in(int64_t block, double target, const double* groups) const {
+  const BlockStat& stat = scanned_->blocks[block];
+  // From units of the row's reference to the block's.
+  const double rest = (target - (block ? cumulative_[block - 1] : 0)) /
+                      power_of_two(stat.ref - scanned_->totals.ref);
+  int group = 0;
+  for (int g = 0; g < kGroups; ++g) group += groups[g] <= rest;
+  // Where rounding leaves the groups short of the block's own sum, the last with any weight is
+  // meant.
+  if (group == kGroups)
+    for (--group; group > 0 && !(groups[group] > groups[group - 1]);) --group;
+  return row_->kernels.column(columns_of(block), row_->v, block * kGroups + group,
+                              rest - (group ? groups[group - 1] : 0), filter_, scale_, stat);
 }
 
-int64_t Kept::draw(double u) {
-  const auto begin = cumulative_.begin(), end = cumulative_.end();
-  const double total = cumulative_.back();
+void Kept::draw(const double* u, int64_t n, int64_t* columns) {
+  const int64_t size = cumulative_.size();
+  const double* cumulative = cumulative_.data();
   // u * total may round up to the total: then it is the last column with any mass.
-  const double target = std::min(u * total, std::nextafter(total, 0.));
-  const int64_t i = std::upper_bound(begin, end, target) - begin;
-  if (listed_) return list_[i].first;
-
-  const BlockStat& stat = scanned_->blocks[i];
-  const double rest =
-      (target - (i ? cumulative_[i - 1] : 0)) * std::exp2(scanned_->totals.ref - stat.ref);
-  const double* sums = group_sums(i);
-  // Where rounding leaves the sums short of the block's own, the last entry with mass is meant.
-  double before = 0, at_group = 0;
-  int group = 0;
-  for (int g = 0; g < kGroups; ++g) {
-    if (!(sums[g] > 0)) continue;
-    group = g;
-    at_group = before;
-    before += sums[g];
-    if (before > rest) break;
+  const double total = cumulative[size - 1], most = std::nextafter(total, 0.);
+  const bool many = n >= kMany;
+  if (many) {
+    guide_.resize(size);
+    int32_t at = 0;
+    for (int64_t j = 0; j < size; ++j) {
+      while (cumulative[at] <= total * j / size && at < size - 1) ++at;
+      guide_[j] = at;
+    }
   }
-  float e[kGroup];
-  const int64_t first = i * kGroups + group;
-  row_->kernels.weights(columns_of(i), row_->v, first, first + 1, filter_, scale_, stat, e);
-  double cumulative = at_group;
-  int column = 0;
-  for (int c = 0; c < kGroup; ++c) {
-    if (!(e[c] > 0)) continue;
-    column = c;
-    cumulative += e[c];
-    if (cumulative > rest) break;
+  if (!listed_) {
+    groups_.resize((many ? size : 1) * kGroups);
+    have_groups_.assign(many ? size : 0, 0);
   }
-  return first * kGroup + column;
+  for (int64_t draw = 0; draw < n; ++draw) {
+    const double target = std::min(u[draw] * total, most);
+    int64_t i;
+    if (many) {
+      i = guide_[static_cast<int64_t>(u[draw] * size)];
+      while (i > 0 && cumulative[i - 1] > target) --i;
+      while (cumulative[i] <= target) ++i;
+    } else {
+      i = std::upper_bound(cumulative, cumulative + size, target) - cumulative;
+    }
+    if (listed_) {
+      columns[draw] = list_[i].first;
+      continue;
+    }
+    double* groups = groups_.data() + (many ? i * kGroups : 0);
+    if (!many || !have_groups_[i]) {
+      row_->kernels.groups(columns_of(i), row_->v, i, filter_, scale_, scanned_->blocks[i], groups);
+      if (many) have_groups_[i] = 1;
+    }
+    columns[draw] = column_in(i, target, groups);
+  }
 }
 
 }  // namespace pyttc

@@ -19,19 +19,20 @@ struct Filters {
 
 // How many of the best columns `Kept` wants to look at.
 int64_t candidates_of(const Filters& filters);
+// Whether `Kept` will go through the whole row again, after this scan of what the mask allows.
+bool needs_row(const ScannedRow& allowed, const Scale& scale, const Filters& filters);
 
 class Kept {
  public:
   // Keeps what `filters` leave of the row. `raw` is its scan, with candidates_of(filters) best
-  // columns if there is no mask, and `masked`, if it has been done, is a scan of what the mask
-  // allows, with as many; all must outlive the draws. False if nothing is left.
+  // columns if there is no mask, and `masked`, unless null, that of what the mask allows, with as
+  // many; all must outlive the draws. False if nothing is left.
   bool find(const Row& row, const ScannedRow& raw, const ScannedRow* masked, const Scale& scale,
             const Filters& filters, int threads);
-  // The first kept column, in index order, whose cumulative mass exceeds u times the total.
-  int64_t draw(double u);
+  // For each u the first kept column, in index order, whose cumulative mass exceeds u times the
+  // total.
+  void draw(const double* u, int64_t n, int64_t* columns);
   double log2_mass() const { return log2_mass_; }
-  // Group sums are kept for the next draw if there are more to come.
-  void expect(int64_t draws);
 
  private:
   void use_list(const uint64_t* keys, const float* weights, int64_t n, double ref);
@@ -39,7 +40,7 @@ class Kept {
   // The last kept column as an order key, among all allowed columns.
   uint64_t find_last(const ScannedRow& allowed, const Filters& filters);
   const void* columns_of(int64_t block) const;
-  const double* group_sums(int64_t block);
+  int64_t column_in(int64_t block, double target, const double* groups) const;
 
   const Row* row_ = nullptr;
   Scale scale_;
@@ -51,6 +52,9 @@ class Kept {
   const Filter* filter_ = nullptr;
   Filter own_filter_;
   ScannedRow own_;
+  // Of many draws from one row: where the search for a target starts, the blocks' cumulative group
+  // sums.
+  std::vector<int32_t> guide_;
   std::vector<double> groups_;
   std::vector<char> have_groups_;
 };

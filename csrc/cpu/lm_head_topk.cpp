@@ -8,7 +8,7 @@
 
 #include "isa.h"
 #include "module.h"
-#include "sample.h"
+#include "sampling.h"
 
 namespace pyttc {
 namespace {
@@ -32,7 +32,7 @@ class Product {
       : kernel_(kernel(hidden.dtype())),
         hidden_(hidden),
         weight_(weight),
-        packed_(pack(0, rows())) {}
+        packed_(pack(hidden.data<void>(), hidden.stride(0), rows())) {}
 
   int64_t rows() const { return hidden_.size(0); }
   int64_t columns() const { return weight_.size(0); }
@@ -49,12 +49,14 @@ class Product {
     kernel_.logits(weight_.data<char>() + block * kBlock * weight_.stride(0) * width(),
                    weight_.stride(0), count, packed, n, hidden_.size(1), out);
   }
-  CacheLines pack(int64_t first, int64_t n) const {
-    const int64_t h = hidden_.size(1);
-    CacheLines packed(new CacheLine[divide_up(kernel_.packed_bytes(n, h), sizeof(CacheLine))]);
-    kernel_.pack(hidden_.data<char>() + first * hidden_.stride(0) * width(), hidden_.stride(0), n,
-                 h, packed.get());
-    return packed;
+  // The rows `which`, in the layout `logits` reads.
+  CacheLines pack(const int64_t* which, int64_t n) const {
+    const int64_t bytes = hidden_.size(1) * width();
+    std::vector<char> rows(n * bytes);
+    for (int64_t r = 0; r < n; ++r)
+      std::copy_n(hidden_.data<char>() + which[r] * hidden_.stride(0) * width(), bytes,
+                  rows.data() + r * bytes);
+    return pack(rows.data(), hidden_.size(1), n);
   }
 
  private:
@@ -64,6 +66,12 @@ class Product {
     return dtype == DType::f32 ? heads.f32 : dtype == DType::bf16 ? heads.bf16 : heads.f16;
   }
   int64_t width() const { return hidden_.dtype() == DType::f32 ? 4 : 2; }
+  CacheLines pack(const void* hidden, int64_t stride, int64_t n) const {
+    const int64_t bytes = kernel_.packed_bytes(n, hidden_.size(1));
+    CacheLines packed(new CacheLine[divide_up(bytes, sizeof(CacheLine))]);
+    kernel_.pack(hidden, stride, n, hidden_.size(1), packed.get());
+    return packed;
+  }
 
   const LmHead& kernel_;
   const Tensor &hidden_, &weight_;
@@ -76,27 +84,18 @@ const float* row_at(const float* buffer, int64_t begin) {
                                         begin * sizeof(float));
 }
 
-// A row whose logits are computed again when they are asked for: the last block is kept, and the
-// whole row once more than a block of it was needed at a time.
+// A row whose logits are computed again when they are asked for, one block at a time.
 class HeadRow : public Row {
  public:
   HeadRow(const Product& product, int64_t i)
       : Row(DType::f32, nullptr, product.columns()), product_(product), i_(i) {}
 
-  const void* columns(int64_t begin, int64_t end) const override {
-    if (!packed_) packed_ = product_.pack(i_, 1);
-    const int64_t first = begin / kBlock;
-    if (whole_.empty() && (end - 1) / kBlock == first) {
-      if (block_ != first) product_.logits(first, packed_.get(), 1, logits_);
-      block_ = first;
-      return row_at(logits_, first * kBlock);
-    }
-    if (whole_.empty()) {
-      whole_.resize(product_.blocks() * kBlock);
-      for (int64_t b = 0; b < product_.blocks(); ++b)
-        product_.logits(b, packed_.get(), 1, whole_.data() + b * kBlock);
-    }
-    return whole_.data();
+  const void* columns(int64_t begin, int64_t) const override {
+    const int64_t block = begin / kBlock;
+    if (!packed_) packed_ = product_.pack(&i_, 1);
+    if (block_ != block) product_.logits(block, packed_.get(), 1, logits_);
+    block_ = block;
+    return row_at(logits_, block * kBlock);
   }
 
  private:
@@ -105,7 +104,6 @@ class HeadRow : public Row {
   mutable CacheLines packed_;
   mutable int64_t block_ = -1;
   alignas(64) mutable float logits_[kBlock];
-  mutable std::vector<float> whole_;
 };
 
 // What is to be found in a row.
@@ -216,10 +214,41 @@ void draw(py::handle hidden_, py::handle weight_, py::handle seed, py::handle pa
     searches.push_back({parameters.scale(i), candidates_of(filters), filters.mask, {}});
   }
   scan_product(product, searches, threads);
+  const auto allowed = [&](int64_t i) {
+    return parameters.mask ? &searches[rows + i].found : nullptr;
+  };
+  std::vector<int64_t> again;
+  for (int64_t i = 0; i < rows; ++i) {
+    const ScannedRow& found = parameters.mask ? *allowed(i) : searches[i].found;
+    if (!searches[i].found.invalid &&
+        needs_row(found, parameters.scale(i), parameters.filters(i, v)))
+      again.push_back(i);
+  }
   parallel_for(rows, threads, [&](int64_t i) {
-    const ScannedRow* masked = parameters.mask ? &searches[rows + i].found : nullptr;
-    finish_sample(HeadRow(product, i), searches[i].found, masked, parameters, out, i, i + 1, 1);
+    if (!std::binary_search(again.begin(), again.end(), i))
+      finish_sample(HeadRow(product, i), searches[i].found, allowed(i), parameters, out, i, i + 1,
+                    1);
   });
+  // Few enough at a time that their whole rows stay small, enough that the weights are not read a
+  // row.
+  constexpr int64_t kAtOnce = 16;
+  std::vector<float> logits(std::min<int64_t>(kAtOnce, again.size()) * v);
+  for (size_t first = 0; first < again.size(); first += kAtOnce) {
+    const int64_t n = std::min<int64_t>(kAtOnce, again.size() - first);
+    const CacheLines packed = product.pack(&again[first], n);
+    parallel_for(product.blocks(), threads, [&](int64_t b) {
+      alignas(64) float block[kAtOnce * kBlock];
+      product.logits(b, packed.get(), n, block);
+      const int64_t columns = std::min<int64_t>(kBlock, v - b * kBlock);
+      for (int64_t r = 0; r < n; ++r)
+        std::copy_n(block + r * kBlock, columns, logits.data() + r * v + b * kBlock);
+    });
+    parallel_for(n, threads, [&](int64_t r) {
+      const int64_t i = again[first + r];
+      const Row row(DType::f32, logits.data() + r * v, v);
+      finish_sample(row, searches[i].found, allowed(i), parameters, out, i, i + 1, 1);
+    });
+  }
 }
 
 }  // namespace

@@ -26,6 +26,7 @@ namespace pyttc {
 constexpr int kBlock = 256;         // columns whose sum is kept
 constexpr int kSegmentBlocks = 16;  // blocks that share a reference
 constexpr int kGroup = 16;          // columns an inverse-CDF search ends in
+constexpr int kGroups = kBlock / kGroup;
 
 namespace {  // internal linkage, as in float16.h
 inline int64_t blocks_of(int64_t columns) { return (columns + kBlock - 1) / kBlock; }
@@ -98,6 +99,9 @@ void merge_best(RowScan& s, const RowScan& other);
 // than k values are above -inf).
 int64_t sort_best(RowScan& s);
 
+// 2^n, fast where n <= 0 is a whole number, as it is unless blocks are wide.
+double power_of_two(double n);
+
 // Sums over a row, in units of 2^ref.
 struct RowTotals {
   double sum, ref;
@@ -119,9 +123,13 @@ struct RowScanKernels {
   // Blocks [begin, end), begin at the start of a segment; `filter` may be null.
   void (*scan)(const void* row, int64_t v, int64_t begin, int64_t end, const Filter* filter,
                RowScan& s);
-  // The sums of e over the 16 groups of 16 columns of one block, relative to its reference.
+  // For the 16 groups of 16 columns of a block, the sum of e over them and those before, relative
+  // to the block's reference.
   void (*groups)(const void* row, int64_t v, int64_t block, const Filter* filter,
-                 const Scale& scale, const BlockStat& stat, double* sums);
+                 const Scale& scale, const BlockStat& stat, double* cumulative);
+  // The first column of a group where the sum of e exceeds `rest`, or the last with any weight.
+  int64_t (*column)(const void* row, int64_t v, int64_t group, double rest, const Filter* filter,
+                    const Scale& scale, const BlockStat& stat);
   // e of the columns of groups [begin, end), relative to the reference of `stat`; 0 past the row's
   // end.
   void (*weights)(const void* row, int64_t v, int64_t begin, int64_t end, const Filter* filter,

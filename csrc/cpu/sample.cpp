@@ -4,13 +4,29 @@
 #include <cmath>
 #include <cstring>
 
+#include "isa.h"
 #include "module.h"
-#include "philox.h"
+#include "sampling.h"
 
 namespace pyttc {
 namespace {
 
-constexpr int64_t kWords = int64_t{1} << 32;  // path ids and positions are 32-bit counter words
+// A word of the counter of each row.
+std::vector<uint32_t> counter_words(const char* name, py::handle tensor) {
+  const Tensor t(tensor);
+  const Indices values(t);
+  std::vector<uint32_t> words(t.size(0));
+  int64_t all = 0;
+  for (size_t i = 0; i < words.size(); ++i) {
+    const int64_t value = values.at(i);
+    all |= value;
+    words[i] = static_cast<uint32_t>(value);
+  }
+  if (all >> 32)
+    for (size_t i = 0; i < words.size(); ++i)
+      if (values.at(i) >> 32) fail(name, i, values.at(i), std::string("0 <= ") + name + " < 2**32");
+  return words;
+}
 
 [[noreturn]] void fail_real(const char* name, int64_t i, double got, const char* expected) {
   throw py::value_error(std::string(name) + ": element " + std::to_string(i) + " is " +
@@ -22,11 +38,11 @@ constexpr int64_t kWords = int64_t{1} << 32;  // path ids and positions are 32-b
 SampleParameters::SampleParameters(py::handle seed, py::handle path_ids, py::handle positions,
                                    py::handle temperature, py::handle top_k, py::handle top_p,
                                    py::handle min_p, py::handle mask_)
-    : seed(seed),
-      path_ids(path_ids),
-      positions(positions),
-      temperature(temperature),
+    : path_ids(counter_words("path_ids", path_ids)),
+      positions(counter_words("positions", positions)),
+      seed(seed),
       top_k(top_k),
+      temperature(temperature),
       top_p(top_p),
       min_p(min_p),
       mask(nullptr),
@@ -39,20 +55,19 @@ SampleParameters::SampleParameters(py::handle seed, py::handle path_ids, py::han
 
 void SampleParameters::check(int64_t rows) const {
   for (int64_t i = 0; i < rows; ++i) {
-    const int64_t path = path_ids.at(i), position = positions.at(i), key = seed.at(i);
+    const int64_t key = seed.at(i);
     const double t = temperature.at(i), p = top_p.at(i), m = min_p.at(i);
-    if (path < 0 || path >= kWords) fail("path_ids", i, path, "0 <= path id < 2**32");
-    if (position < 0 || position >= kWords) fail("positions", i, position, "0 <= position < 2**32");
     if (key < 0) fail("seed", i, key, "0 <= seed < 2**63");
     if (!(t >= 0 && t < INFINITY)) fail_real("temperature", i, t, "a finite number >= 0");
     if (!(p >= 0 && p <= 1)) fail_real("top_p", i, p, "0 <= top_p <= 1");
     if (!(m >= 0 && m <= 1)) fail_real("min_p", i, m, "0 <= min_p <= 1");
+    if (numbers()) return;
   }
 }
 
 bool SampleParameters::same(int64_t i, int64_t j, int64_t v) const {
-  return temperature.at(i) == temperature.at(j) && top_k.at(i) == top_k.at(j) &&
-         top_p.at(i) == top_p.at(j) && min_p.at(i) == min_p.at(j) &&
+  return (numbers() || (temperature.at(i) == temperature.at(j) && top_k.at(i) == top_k.at(j) &&
+                        top_p.at(i) == top_p.at(j) && min_p.at(i) == min_p.at(j))) &&
          (!mask || !mask_stride ||
           !std::memcmp(mask + i * mask_stride, mask + j * mask_stride, (v + 31) / 32 * 4));
 }
@@ -80,6 +95,21 @@ SampleOutputs::SampleOutputs(py::handle tokens, py::handle logprobs, py::handle 
       topk_indices(Tensor(topk_indices).data<int64_t>()),
       topk(topk) {}
 
+namespace {
+
+void draw(const SampleParameters& parameters, int64_t begin, int64_t end, Kept& kept,
+          int64_t* tokens) {
+  std::vector<uint64_t> seeds(end - begin);
+  for (int64_t i = begin; i < end; ++i) seeds[i - begin] = parameters.seed.at(i);
+  std::vector<double> u(end - begin);
+  pick(uniforms_generic, uniforms_avx2, uniforms_avx512)(
+      seeds.data(), parameters.path_ids.data() + begin, parameters.positions.data() + begin,
+      end - begin, u.data());
+  kept.draw(u.data(), end - begin, tokens + begin);
+}
+
+}  // namespace
+
 void finish_sample(const Row& row, const ScannedRow& raw, const ScannedRow* masked,
                    const SampleParameters& parameters, const SampleOutputs& out, int64_t begin,
                    int64_t end, int threads) {
@@ -92,7 +122,7 @@ void finish_sample(const Row& row, const ScannedRow& raw, const ScannedRow* mask
   const double log2_sum = raw.totals.log2_sum;
   const bool something = !raw.invalid && log2_sum > -INFINITY;
   const bool any = something && kept.find(row, raw, masked, scale, filters, threads);
-  if (any) kept.expect(end - begin);
+  if (any) draw(parameters, begin, end, kept, out.tokens);
   const bool all = any && !filters.mask && !filters.any();
   const double kept_mass = all || !any ? 0 : std::min(0., kLn2 * (kept.log2_mass() - log2_sum));
   for (int64_t i = begin; i < end; ++i) {
@@ -107,12 +137,7 @@ void finish_sample(const Row& row, const ScannedRow& raw, const ScannedRow* mask
       out.valid[i] = 0;
       continue;
     }
-    const double u =
-        uniform(parameters.seed.at(i), static_cast<uint32_t>(parameters.path_ids.at(i)),
-                static_cast<uint32_t>(parameters.positions.at(i)), 0, Purpose::token);
-    const int64_t token = kept.draw(u);
-    const double logprob = kLn2 * (row.at(token) * scale.c - log2_sum);
-    out.tokens[i] = token;
+    const double logprob = kLn2 * (row.at(out.tokens[i]) * scale.c - log2_sum);
     out.logprobs[i] = static_cast<float>(logprob);
     out.processed[i] = static_cast<float>(logprob - kept_mass);
     out.kept_mass[i] = static_cast<float>(kept_mass);
