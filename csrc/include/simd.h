@@ -7,6 +7,7 @@
 #include "float16.h"
 
 #if defined(__AVX2__)
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // false, in gcc 12's own AVX-512 header
 #include <immintrin.h>
 #endif
 
