@@ -117,7 +117,9 @@ def sources(folder: str, *suffixes: str) -> list[str]:
 
 NVCC = find_nvcc()
 CFLAGS = shlex.split(os.environ.get("PYTTC_CFLAGS", ""))
-COMPILE = ["-O3", "-g0", "-fno-math-errno", "-Wall", "-Wextra", *CFLAGS]
+# The compiler fuses no multiplication into an addition by itself: bits are the source's business.
+FLOATS = ["-fno-math-errno", "-ffp-contract=off"]
+COMPILE = ["-O3", "-g0", *FLOATS, "-Wall", "-Wextra", *CFLAGS]
 LINK = ["-Wl,-s", *CFLAGS]
 
 extensions = [
