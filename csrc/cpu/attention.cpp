@@ -296,8 +296,7 @@ class Run {
       locate(item.node, at + begin, at + end, item.head, k + begin, v + begin);
       kernels_.pack(k, v, begin, end, call_.dim, padded_, k_packed, v_packed);
       kernels_.rows({paths * group_, call_.dim, padded_, q, k_packed, v_packed, m, l, o, begin, end,
-                     call_.window == INT64_MAX ? nullptr : first, call_.scale,
-                     call_.softcap});
+                     call_.window == INT64_MAX ? nullptr : first, call_.scale, call_.softcap});
     }
 
     for (int64_t i = 0; i < paths; ++i) {

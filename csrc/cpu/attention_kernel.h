@@ -15,7 +15,8 @@ constexpr int kRows = 6;
 constexpr int kVectors = W == 16 ? 4 : 2;
 constexpr int kBlock = 48;
 constexpr int kTileVectors = kTile / W;
-// A score is the sum of runs of this many products: one long chain would round worse than torch's does.
+// A score is the sum of runs of this many products: one long chain would round worse than torch's
+// does.
 constexpr int64_t kRun = 16;
 // Values are held this much smaller, so that sums of a million of the largest do not overflow.
 constexpr float kSmall = 0x1p-20f;

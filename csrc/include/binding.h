@@ -5,6 +5,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include "per_row.h"
 #include "tensor.h"
 
 namespace pyttc {
@@ -33,6 +34,22 @@ struct pybind11::detail::type_caster<pyttc::Tensor> {
     if (source.is_none()) return false;
     if (pyttc::exchange_api()->tensor_from_py_object(source.ptr(), &value.t))
       throw error_already_set();
+    return true;
+  }
+};
+
+template <class Wide, class Narrow>
+struct pybind11::detail::type_caster<pyttc::PerRow<Wide, Narrow>> {
+  using Value = pyttc::PerRow<Wide, Narrow>;
+  PYBIND11_TYPE_CASTER(Value, const_name("float | torch.Tensor"));
+  bool load(handle source, bool convert) {
+    if (PyFloat_Check(source.ptr()) || PyLong_Check(source.ptr())) {
+      value = Value(source.cast<Wide>());
+      return true;
+    }
+    make_caster<pyttc::Tensor> tensor;
+    if (!tensor.load(source, convert)) return false;
+    value = Value(cast_op<const pyttc::Tensor&>(tensor));
     return true;
   }
 };
