@@ -1,4 +1,4 @@
-"""lm_head_topk: the last product of a decode step, with its top 20 and, as "draw", a token a row."""
+"""lm_head_topk: the last product of a decode step, with the top 20 and with a draw."""
 
 from collections.abc import Iterator
 from typing import Any

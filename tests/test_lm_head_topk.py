@@ -73,6 +73,9 @@ def sample_inputs():
     strided.copy_(hidden)
     calls.append(((strided, weight[::2], 7), {"temperature": 0.5}))
     calls.append(((hidden[:1].expand(4, 30), weight, 7), {**counters(4), "temperature": 0.0}))
+    exact = {"impl": "reference"}
+    calls.append(((hidden.double(), weight.double(), 7), exact))
+    calls.append(((hidden.double(), weight.double(), 7), {**counters(4), **exact}))
     mask = bitmask(4, 70)
     calls.append(((hidden, weight, 0), {**counters(4), "mask": mask, "top_k": 5, "min_p": 0.01}))
     per_row = {
@@ -133,7 +136,7 @@ def invalid_calls():
 def test_invalid_calls_name_the_argument(case):
     args, kwargs, name = invalid_calls()[case]
     for impl in (None, "reference"):
-        with pytest.raises((ValueError, TypeError), match=name):
+        with pytest.raises((ValueError, TypeError), match=rf"(?<!\w){name}(?!\w)"):
             lm_head_topk(*args, **kwargs, impl=impl)
 
 
@@ -354,6 +357,15 @@ def test_columns_at_minus_infinity():
     weight[:, 0] = -torch.inf
     assert (lm_head_topk(hidden, weight, 3).indices == -1).all()
     assert not lm_head_topk(hidden, weight, 3, **counters(3)).valid.any()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_no_rows(dtype):
+    hidden, weight = inputs(0, 300, 8, dtype)
+    scored = lm_head_topk(hidden, weight, 4)
+    assert [tuple(x.shape) for x in scored] == [(0, 4), (0, 4), (0,), (0,)]
+    drawn = lm_head_topk(hidden, weight, 4, **counters(0), mask=bitmask(0, 300))
+    assert drawn.tokens.shape == (0,) and drawn.topk_indices.shape == (0, 4)
 
 
 def test_huge_logits():

@@ -132,6 +132,7 @@ Cut cut(int64_t rows, int64_t segments, int64_t room, int threads) {
 // Does all searches, searches[j] in row j % B, on one computation of each block of logits.
 void scan_product(const Product& product, std::vector<Search>& searches, int threads) {
   const int64_t rows = product.rows(), v = product.columns(), blocks = product.blocks();
+  if (rows == 0) return;
   const int64_t n = searches.size(), segments = divide_up(blocks, kSegmentBlocks);
   int64_t room = 1;
   for (const Search& search : searches) room = std::max(room, key_room(search.k));

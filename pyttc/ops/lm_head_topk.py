@@ -167,13 +167,20 @@ def native(
 # Drawing: `parameters` are those of `sample` after the logits, every one given.
 
 
+def check_best(k: int, columns: int) -> None:
+    if not 0 <= k <= scoring.MAX_K or k > columns:
+        checks.fail("k", k, f"0 <= k <= min(V, {scoring.MAX_K}) with V = {columns}")
+
+
 def check_draw(hidden: torch.Tensor, weight: torch.Tensor, *parameters: Any) -> None:
     check_head(hidden, weight)
+    check_best(parameters[-1], weight.shape[0])
     sampling.check_numbers(hidden.shape[0], weight.shape[0], hidden.device, *parameters)
 
 
 def check_draw_rows(hidden: torch.Tensor, weight: torch.Tensor, *parameters: Any) -> None:
     check_head(hidden, weight)
+    check_best(parameters[-1], weight.shape[0])
     sampling.check_tensors(hidden.shape[0], weight.shape[0], hidden.device, *parameters)
 
 
