@@ -345,9 +345,10 @@ class Run {
 
 void attention(const Attention& call) {
   const AttentionTable& table = pick(attention_generic, attention_avx2, attention_avx512);
-  const AttentionKernels& kernels = call.dtype == DType::f32    ? table.f32
-                                    : call.dtype == DType::bf16 ? table.bf16
-                                                                : table.f16;
+  const AttentionKernels& kernels = call.dtype == DType::f32   ? table.f32
+                                    : call.dtype == DType::f16 ? table.f16
+                                    : isa() == Isa::amx        ? attention_amx
+                                                               : table.bf16;
   Run(call, kernels)();
 }
 
