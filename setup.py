@@ -1,5 +1,5 @@
 """Builds pyttc._C (CPU, always) and pyttc._cuda (when nvcc is found). Neither needs torch, and one
-build serves every Python from 3.10 on (its stable interface) and every torch from 2.10 on.
+build serves every torch from 2.10 on.
 
 Environment:
     PYTTC_CUDA=0|1|auto     leave CUDA out, require it, or build it when nvcc is found (auto)
@@ -20,8 +20,9 @@ import tempfile
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
-from setuptools import Extension, find_packages, setup
-from setuptools.command.build_ext import build_ext as setuptools_build_ext
+from pybind11.setup_helpers import Pybind11Extension
+from pybind11.setup_helpers import build_ext as pybind11_build_ext
+from setuptools import find_packages, setup
 
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 AVX512 = [*AVX2, "-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl"]
@@ -108,7 +109,7 @@ def require_compiler() -> None:
         )
 
 
-class build_ext(setuptools_build_ext):
+class build_ext(pybind11_build_ext):
     """Adds per-ISA flags by file name and nvcc for .cu files, and compiles files side by side."""
 
     def finalize_options(self) -> None:
@@ -159,21 +160,16 @@ class build_ext(setuptools_build_ext):
         compiler.compile = compile_all
         super().build_extensions()
 
-    def copy_extensions_to_source(self) -> None:
-        for ext in self.extensions:  # a build under another name would be imported before this one
-            for old in Path("pyttc").glob(f"{ext.name.rpartition('.')[2]}.*.so"):
-                old.unlink()
-        super().copy_extensions_to_source()
 
-    def build_extension(self, ext) -> None:
-        if ext.name == "pyttc._cuda":
-            # nvcc may be a wrapper script, so where its static runtime lies has to be asked
-            dry = [NVCC, "--dryrun", ext.sources[0], "-o", os.devnull]
-            log = subprocess.run(dry, capture_output=True, text=True).stderr
-            libraries = " ".join(line for line in log.splitlines() if "LIBRARIES=" in line)
-            ext.extra_link_args += re.findall(r'"(-L[^"]+)"', libraries)
-            ext.extra_link_args += ["-lcudart_static", "-ldl", "-lrt", "-lpthread"]
-        super().build_extension(ext)
+def toolkit() -> tuple[list[str], list[str]]:
+    """nvcc's own -I and -L flags. It may be a wrapper script, so its path does not tell them."""
+    dry = [NVCC, "--dryrun", "-x", "cu", os.devnull]
+    log = subprocess.run(dry, capture_output=True, text=True).stderr
+    flags = {}
+    for name in ("INCLUDES", "LIBRARIES"):
+        line = next((line for line in log.splitlines() if f"{name}=" in line), "")
+        flags[name] = re.findall(r'"(-[IL][^"]+)"', line)
+    return flags["INCLUDES"], flags["LIBRARIES"]
 
 
 def sources(folder: str, *suffixes: str) -> list[str]:
@@ -197,36 +193,27 @@ CFLAGS = shlex.split(os.environ.get("PYTTC_CFLAGS", ""))
 # The compiler fuses no multiplication into an addition by itself: bits are the source's business.
 FLOATS = ["-fno-math-errno", "-ffp-contract=off"]
 COMPILE = ["-O3", "-g0", *FLOATS, "-Wall", "-Wextra", *CFLAGS]
-COMPILE += ["-std=c++17", "-fvisibility=hidden"]
 LINK = ["-Wl,-s", *CFLAGS]
-# Builds of Python without the global lock have no stable interface yet.
-STABLE = not sysconfig.get_config_var("Py_GIL_DISABLED")
-COMMON = {
-    "include_dirs": ["csrc/include"],
-    "depends": DEPENDS,
-    "language": "c++",
-    "py_limited_api": STABLE,
-}
-MACROS = [("Py_LIMITED_API", "0x030A0000")] if STABLE else []
+COMMON = {"include_dirs": ["csrc/include"], "depends": DEPENDS, "cxx_std": 17}
 
 extensions = [
-    Extension(
+    Pybind11Extension(
         "pyttc._C",
         sources("cpu", ".cpp"),
         extra_compile_args=[*COMPILE, "-fopenmp"],
         extra_link_args=[*LINK, "-fopenmp"],
-        define_macros=MACROS,
         **COMMON,
     )
 ]
 if NVCC and sources("cuda", ".cu"):
+    cuda_include, cuda_libraries = toolkit()
     extensions.append(
-        Extension(
+        Pybind11Extension(
             "pyttc._cuda",
             sources("cuda", ".cu", ".cpp"),
-            extra_compile_args=COMPILE,
-            extra_link_args=list(LINK),
-            define_macros=[*MACROS, ("PYTTC_ARCHS", f'"{CUDA_ARCHS}"')],
+            extra_compile_args=[*COMPILE, *cuda_include],
+            extra_link_args=[*LINK, *cuda_libraries, "-lcudart_static", "-ldl", "-lrt", "-lpthread"],
+            define_macros=[("PYTTC_ARCHS", f'"{CUDA_ARCHS}"'), ("PYTTC_MODULE", "_cuda")],
             **COMMON,
         )
     )
@@ -239,6 +226,5 @@ setup(
     package_data={"pyttc": ["py.typed", "*.pyi"]},
     ext_modules=extensions,
     cmdclass={"build_ext": build_ext},
-    options={"bdist_wheel": {"py_limited_api": "cp310"}} if STABLE else {},
     zip_safe=False,
 )

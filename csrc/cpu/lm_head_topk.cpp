@@ -7,7 +7,7 @@
 #include <memory>
 
 #include "isa.h"
-#include "module.h"
+#include "ops.h"
 #include "sampling.h"
 
 namespace pyttc {
@@ -170,13 +170,12 @@ void scan_product(const Product& product, std::vector<Search>& searches, int thr
   });
 }
 
+}  // namespace
+
 // hidden [B, H], weight [V, H]; logprobs, indices [B, k]; logsumexp, entropy [B]
-void score(py::handle hidden_, py::handle weight_, int64_t k, double temperature,
-           py::handle logprobs_, py::handle indices_, py::handle logsumexp_, py::handle entropy_,
-           int threads) {
-  const Tensor hidden(hidden_), weight(weight_), logprobs(logprobs_), indices(indices_),
-      logsumexp(logsumexp_), entropy(entropy_);
-  py::gil_scoped_release release;
+void lm_head_topk(const Tensor& hidden, const Tensor& weight, int64_t k, double temperature,
+                  const Tensor& logprobs, const Tensor& indices, const Tensor& logsumexp,
+                  const Tensor& entropy, int threads) {
   const Product product(hidden, weight);
   const Scale scale = make_scale(temperature);
   std::vector<Search> searches(product.rows(), {scale, k, nullptr, {}});
@@ -191,17 +190,17 @@ void score(py::handle hidden_, py::handle weight_, int64_t k, double temperature
 }
 
 // hidden [B, H], weight [V, H]; the rest as in sample
-void draw(py::handle hidden_, py::handle weight_, py::handle seed, py::handle path_ids,
-          py::handle positions, py::handle temperature, py::handle top_k, py::handle top_p,
-          py::handle min_p, py::handle mask, int64_t topk, py::handle tokens, py::handle logprobs,
-          py::handle processed, py::handle kept_mass, py::handle entropy, py::handle valid,
-          py::handle topk_logprobs, py::handle topk_indices, int threads) {
-  const Tensor hidden(hidden_), weight(weight_);
+void lm_head_topk_sample(const Tensor& hidden, const Tensor& weight, const Whole& seed,
+                         const Tensor& path_ids, const Tensor& positions, const Reals& temperature,
+                         const Whole& top_k, const Reals& top_p, const Reals& min_p,
+                         const OptionalTensor& mask, int64_t topk, const Tensor& tokens,
+                         const Tensor& logprobs, const Tensor& processed, const Tensor& kept_mass,
+                         const Tensor& entropy, const Tensor& valid, const Tensor& topk_logprobs,
+                         const Tensor& topk_indices, int threads) {
   const SampleParameters parameters(seed, path_ids, positions, temperature, top_k, top_p, min_p,
                                     mask);
   const SampleOutputs out(tokens, logprobs, processed, kept_mass, entropy, valid, topk_logprobs,
                           topk_indices, topk);
-  py::gil_scoped_release release;
   const int64_t rows = hidden.size(0), v = weight.size(0);
   parameters.check(rows);
   const Product product(hidden, weight);
@@ -250,13 +249,6 @@ void draw(py::handle hidden_, py::handle weight_, py::handle seed, py::handle pa
       finish_sample(row, searches[i].found, allowed(i), parameters, out, i, i + 1, 1);
     });
   }
-}
-
-}  // namespace
-
-void bind_lm_head_topk(py::module_& m) {
-  m.def("lm_head_topk", &score);
-  m.def("lm_head_topk_sample", &draw);
 }
 
 }  // namespace pyttc

@@ -5,15 +5,14 @@
 #include <cstring>
 
 #include "isa.h"
-#include "module.h"
+#include "ops.h"
 #include "sampling.h"
 
 namespace pyttc {
 namespace {
 
 // A word of the counter of each row.
-std::vector<uint32_t> counter_words(const char* name, py::handle tensor) {
-  const Tensor t(tensor);
+std::vector<uint32_t> counter_words(const char* name, const Tensor& t) {
   const Indices values(t);
   std::vector<uint32_t> words(t.size(0));
   int64_t all = 0;
@@ -29,15 +28,16 @@ std::vector<uint32_t> counter_words(const char* name, py::handle tensor) {
 }
 
 [[noreturn]] void fail_real(const char* name, int64_t i, double got, const char* expected) {
-  throw py::value_error(std::string(name) + ": element " + std::to_string(i) + " is " +
-                        std::to_string(got) + ", expected " + expected);
+  throw std::invalid_argument(std::string(name) + ": element " + std::to_string(i) + " is " +
+                              std::to_string(got) + ", expected " + expected);
 }
 
 }  // namespace
 
-SampleParameters::SampleParameters(py::handle seed, py::handle path_ids, py::handle positions,
-                                   py::handle temperature, py::handle top_k, py::handle top_p,
-                                   py::handle min_p, py::handle mask_)
+SampleParameters::SampleParameters(const Whole& seed, const Tensor& path_ids,
+                                   const Tensor& positions, const Reals& temperature,
+                                   const Whole& top_k, const Reals& top_p, const Reals& min_p,
+                                   const OptionalTensor& mask)
     : path_ids(counter_words("path_ids", path_ids)),
       positions(counter_words("positions", positions)),
       seed(seed),
@@ -45,13 +45,8 @@ SampleParameters::SampleParameters(py::handle seed, py::handle path_ids, py::han
       temperature(temperature),
       top_p(top_p),
       min_p(min_p),
-      mask(nullptr),
-      mask_stride(0) {
-  if (mask_.is_none()) return;
-  const Tensor m(mask_);
-  mask = m.data<int32_t>();
-  mask_stride = m.stride(0);
-}
+      mask(mask ? mask->data<int32_t>() : nullptr),
+      mask_stride(mask ? mask->stride(0) : 0) {}
 
 void SampleParameters::check(int64_t rows) const {
   for (int64_t i = 0; i < rows; ++i) {
@@ -82,17 +77,17 @@ Filters SampleParameters::filters(int64_t i, int64_t v) const {
   return filters;
 }
 
-SampleOutputs::SampleOutputs(py::handle tokens, py::handle logprobs, py::handle processed,
-                             py::handle kept_mass, py::handle entropy, py::handle valid,
-                             py::handle topk_logprobs, py::handle topk_indices, int64_t topk)
-    : tokens(Tensor(tokens).data<int64_t>()),
-      logprobs(Tensor(logprobs).data<float>()),
-      processed(Tensor(processed).data<float>()),
-      kept_mass(Tensor(kept_mass).data<float>()),
-      entropy(Tensor(entropy).data<float>()),
-      valid(Tensor(valid).data<uint8_t>()),
-      topk_logprobs(Tensor(topk_logprobs).data<float>()),
-      topk_indices(Tensor(topk_indices).data<int64_t>()),
+SampleOutputs::SampleOutputs(const Tensor& tokens, const Tensor& logprobs, const Tensor& processed,
+                             const Tensor& kept_mass, const Tensor& entropy, const Tensor& valid,
+                             const Tensor& topk_logprobs, const Tensor& topk_indices, int64_t topk)
+    : tokens(tokens.data<int64_t>()),
+      logprobs(logprobs.data<float>()),
+      processed(processed.data<float>()),
+      kept_mass(kept_mass.data<float>()),
+      entropy(entropy.data<float>()),
+      valid(valid.data<uint8_t>()),
+      topk_logprobs(topk_logprobs.data<float>()),
+      topk_indices(topk_indices.data<int64_t>()),
       topk(topk) {}
 
 namespace {
@@ -145,21 +140,18 @@ void finish_sample(const Row& row, const ScannedRow& raw, const ScannedRow* mask
   }
 }
 
-namespace {
-
 // logits [B, V]; mask [B, ceil(V / 32)] or None; parameters numbers or [B]; outputs [B] and [B,
 // topk]
-void sample(py::handle logits_, py::handle seed, py::handle path_ids, py::handle positions,
-            py::handle temperature, py::handle top_k, py::handle top_p, py::handle min_p,
-            py::handle mask, int64_t topk, py::handle tokens, py::handle logprobs,
-            py::handle processed, py::handle kept_mass, py::handle entropy, py::handle valid,
-            py::handle topk_logprobs, py::handle topk_indices, int threads) {
-  const Tensor logits(logits_);
+void sample(const Tensor& logits, const Whole& seed, const Tensor& path_ids,
+            const Tensor& positions, const Reals& temperature, const Whole& top_k,
+            const Reals& top_p, const Reals& min_p, const OptionalTensor& mask, int64_t topk,
+            const Tensor& tokens, const Tensor& logprobs, const Tensor& processed,
+            const Tensor& kept_mass, const Tensor& entropy, const Tensor& valid,
+            const Tensor& topk_logprobs, const Tensor& topk_indices, int threads) {
   const SampleParameters parameters(seed, path_ids, positions, temperature, top_k, top_p, min_p,
                                     mask);
   const SampleOutputs out(tokens, logprobs, processed, kept_mass, entropy, valid, topk_logprobs,
                           topk_indices, topk);
-  py::gil_scoped_release release;
   const int64_t rows = logits.size(0), v = logits.size(1);
   const int64_t width = logits.dtype() == DType::f32 ? 4 : 2, row_bytes = logits.stride(0) * width;
   const auto data = [&](int64_t i) { return logits.data<char>() + i * row_bytes; };
@@ -181,9 +173,5 @@ void sample(py::handle logits_, py::handle seed, py::handle path_ids, py::handle
     finish_sample(row, raw, nullptr, parameters, out, begin, starts[item + 1], threads_of_row);
   });
 }
-
-}  // namespace
-
-void bind_sample(py::module_& m) { m.def("sample", &sample); }
 
 }  // namespace pyttc

@@ -2,35 +2,9 @@
 // scan of a row.
 #pragma once
 #include "kept.h"
+#include "per_row.h"
 
 namespace pyttc {
-
-// A parameter of each row: a number for all, or a tensor [B] of 64- or 32-bit floats or integers.
-template <class Wide, class Narrow>
-struct PerRow {
-  Wide number{};
-  const void* data = nullptr;
-  bool wide = false;
-  int64_t stride = 0;
-
-  explicit PerRow(py::handle value) {
-    if (PyFloat_Check(value.ptr()) || PyLong_Check(value.ptr())) {
-      number = value.cast<Wide>();
-    } else {
-      const Tensor t(value);
-      data = t.data<void>();
-      wide = t.t.dtype.bits == 64;
-      stride = t.stride(0);
-    }
-  }
-  Wide at(int64_t i) const {
-    if (!data) return number;
-    return wide ? static_cast<const Wide*>(data)[i * stride]
-                : static_cast<const Narrow*>(data)[i * stride];
-  }
-};
-using Reals = PerRow<double, float>;
-using Whole = PerRow<int64_t, int32_t>;
 
 struct SampleParameters {
   std::vector<uint32_t> path_ids, positions;
@@ -39,9 +13,9 @@ struct SampleParameters {
   const int32_t* mask;  // null: every column is allowed
   int64_t mask_stride;
 
-  SampleParameters(py::handle seed, py::handle path_ids, py::handle positions,
-                   py::handle temperature, py::handle top_k, py::handle top_p, py::handle min_p,
-                   py::handle mask);
+  SampleParameters(const Whole& seed, const Tensor& path_ids, const Tensor& positions,
+                   const Reals& temperature, const Whole& top_k, const Reals& top_p,
+                   const Reals& min_p, const OptionalTensor& mask);
   // Raises for an element that is out of its range.
   void check(int64_t rows) const;
   // Whether rows i and j of v columns are treated alike, but for their random numbers.
@@ -65,9 +39,9 @@ struct SampleOutputs {
   int64_t* topk_indices;
   int64_t topk;
 
-  SampleOutputs(py::handle tokens, py::handle logprobs, py::handle processed, py::handle kept_mass,
-                py::handle entropy, py::handle valid, py::handle topk_logprobs,
-                py::handle topk_indices, int64_t topk);
+  SampleOutputs(const Tensor& tokens, const Tensor& logprobs, const Tensor& processed,
+                const Tensor& kept_mass, const Tensor& entropy, const Tensor& valid,
+                const Tensor& topk_logprobs, const Tensor& topk_indices, int64_t topk);
 };
 
 // Draws for rows [begin, end), which are the same but for their random numbers, and writes their

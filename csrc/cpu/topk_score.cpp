@@ -1,16 +1,12 @@
 #include "isa.h"
-#include "module.h"
+#include "ops.h"
 #include "row_score.h"
 
 namespace pyttc {
-namespace {
-
 // logits [B, V]; logprobs, indices [B, k]; logsumexp, entropy [B]
-void topk_score(py::handle logits_, int64_t k, double temperature, py::handle logprobs_,
-                py::handle indices_, py::handle logsumexp_, py::handle entropy_, int threads) {
-  const Tensor logits(logits_), logprobs(logprobs_), indices(indices_), logsumexp(logsumexp_),
-      entropy(entropy_);
-  py::gil_scoped_release release;
+void topk_score(const Tensor& logits, int64_t k, double temperature, const Tensor& logprobs,
+                const Tensor& indices, const Tensor& logsumexp, const Tensor& entropy,
+                int threads) {
   const DType dtype = logits.dtype();
   const int64_t width = dtype == DType::f32 ? 4 : 2;
   const Scale scale = make_scale(temperature);
@@ -24,9 +20,5 @@ void topk_score(py::handle logits_, int64_t k, double temperature, py::handle lo
     entropy.data<float>()[i] = scanned.entropy();
   });
 }
-
-}  // namespace
-
-void bind_topk_score(py::module_& m) { m.def("topk_score", &topk_score); }
 
 }  // namespace pyttc

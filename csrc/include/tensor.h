@@ -1,43 +1,23 @@
-// Views of torch tensors without torch: shape, strides and data read through DLPack's C exchange
-// API. Shapes, dtypes and strides were checked by pyttc/ops before a call comes here; what is
-// checked in C++ is what only the data can tell (lengths, indices).
+// Tensors as the kernels see them: shape, strides and data, read through DLPack. Nothing here knows
+// torch or Python. Shapes, dtypes and strides were checked by pyttc/ops before a call comes here;
+// what is checked in C++ is what only the data can tell (lengths, indices).
 #pragma once
 #include <cstdint>
+#include <optional>
 #include <stdexcept>
 #include <string>
 
-#include "binding.h"
 #include "dlpack.h"
 #include "float16.h"
 
 namespace pyttc {
 
-inline const dlpack::ExchangeApi*& exchange_api() {
-  static const dlpack::ExchangeApi* api = nullptr;
-  return api;
-}
-
-inline void bind_torch(py::handle tensor_type) {
-  PyObject* capsule = PyObject_GetAttrString(tensor_type.ptr(), "__dlpack_c_exchange_api__");
-  if (!capsule) throw py::error_already_set();
-  auto* api =
-      static_cast<const dlpack::ExchangeApi*>(PyCapsule_GetPointer(capsule, "dlpack_exchange_api"));
-  Py_DECREF(capsule);  // the type keeps it
-  if (!api) throw py::error_already_set();
-  if (api->version.major != dlpack::kMajorVersion || !api->tensor_from_py_object)
-    throw py::import_error("this torch speaks another major version of the DLPack exchange API");
-  exchange_api() = api;
-}
-
 enum class DType { f32, bf16, f16, i32, i64, u8 };
 
-// Borrowed for the length of a call: the Python caller holds the tensor.
+// Borrowed for the length of a call: the caller holds the tensor.
 struct Tensor {
   dlpack::Tensor t;
 
-  explicit Tensor(py::handle h) {
-    if (exchange_api()->tensor_from_py_object(h.ptr(), &t)) throw py::error_already_set();
-  }
   int64_t size(int i) const { return t.shape[i]; }
   int64_t stride(int i) const { return t.strides[i]; }
   int64_t numel() const {
@@ -66,9 +46,11 @@ struct Tensor {
       case kBool * 256 + 8:
         return DType::u8;
     }
-    throw py::type_error("unsupported dtype");
+    throw std::invalid_argument("unsupported dtype");
   }
 };
+
+using OptionalTensor = std::optional<Tensor>;
 
 // An int32 or int64 tensor of any rank up to 2, read element by element as 64 bits.
 struct Indices {
@@ -86,10 +68,11 @@ struct Indices {
   }
 };
 
+// std::invalid_argument is Python's ValueError.
 [[noreturn]] inline void fail(const std::string& name, int64_t at, int64_t got,
                               const std::string& expected) {
-  throw py::value_error(name + ": element " + std::to_string(at) + " is " + std::to_string(got) +
-                        ", expected " + expected);
+  throw std::invalid_argument(name + ": element " + std::to_string(at) + " is " +
+                              std::to_string(got) + ", expected " + expected);
 }
 
 // Calls f(T{}) with the float type behind a dtype.
@@ -103,7 +86,7 @@ auto dispatch_float(DType dtype, F f) {
     case DType::f16:
       return f(f16{});
     default:
-      throw py::type_error("dtype must be float32, bfloat16 or float16");
+      throw std::invalid_argument("dtype must be float32, bfloat16 or float16");
   }
 }
 
