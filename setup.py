@@ -139,7 +139,7 @@ if NVCC and sources("cuda", ".cu"):
             cxx_std=17,
             extra_compile_args=COMPILE,
             extra_link_args=list(LINK),
-            define_macros=[("PYTTC_ARCHS", f'"{CUDA_ARCHS}"')],
+            define_macros=[("PYTTC_ARCHS", f'"{CUDA_ARCHS}"'), ("PYTTC_MODULE", "_cuda")],
         )
     )
 print(f"pyttc: CUDA {f'with {NVCC} for {CUDA_ARCHS}' if NVCC else 'off'}")
