@@ -100,15 +100,16 @@ class build_ext(pybind11_build_ext):
                     "install gcc (Debian: apt install g++), or set CC and CXX"
                 ) from error
 
-    def build_extension(self, ext) -> None:
-        if ext.name == "pyttc._cuda":
-            # nvcc may be a wrapper script, so where its static runtime lies has to be asked
-            dry = [NVCC, "--dryrun", ext.sources[0], "-o", os.devnull]
-            log = subprocess.run(dry, capture_output=True, text=True).stderr
-            libraries = " ".join(line for line in log.splitlines() if "LIBRARIES=" in line)
-            ext.extra_link_args += re.findall(r'"(-L[^"]+)"', libraries)
-            ext.extra_link_args += ["-lcudart_static", "-ldl", "-lrt", "-lpthread"]
-        super().build_extension(ext)
+
+def toolkit() -> tuple[list[str], list[str]]:
+    """nvcc's own -I and -L flags. It may be a wrapper script, so its path does not tell them."""
+    dry = [NVCC, "--dryrun", "-x", "cu", os.devnull]
+    log = subprocess.run(dry, capture_output=True, text=True).stderr
+    flags = {}
+    for name in ("INCLUDES", "LIBRARIES"):
+        line = next((line for line in log.splitlines() if f"{name}=" in line), "")
+        flags[name] = re.findall(r'"(-[IL][^"]+)"', line)
+    return flags["INCLUDES"], flags["LIBRARIES"]
 
 
 def sources(folder: str, *suffixes: str) -> list[str]:
@@ -118,6 +119,8 @@ def sources(folder: str, *suffixes: str) -> list[str]:
 NVCC = find_nvcc()
 CFLAGS = shlex.split(os.environ.get("PYTTC_CFLAGS", ""))
 COMPILE = ["-O3", "-g0", "-fno-math-errno", "-Wall", "-Wextra", *CFLAGS]
+# gcc 12 takes its own AVX-512 headers for reads of uninitialised memory.
+COMPILE += ["-Wno-maybe-uninitialized"]
 LINK = ["-Wl,-s", *CFLAGS]
 
 extensions = [
@@ -130,15 +133,16 @@ extensions = [
         extra_link_args=[*LINK, "-fopenmp"],
     )
 ]
-if NVCC and sources("cuda", ".cu"):
+if NVCC:
+    cuda_include, cuda_libraries = toolkit()
     extensions.append(
         Pybind11Extension(
             "pyttc._cuda",
             sources("cuda", ".cu", ".cpp"),
             include_dirs=["csrc/include"],
             cxx_std=17,
-            extra_compile_args=COMPILE,
-            extra_link_args=list(LINK),
+            extra_compile_args=[*COMPILE, *cuda_include],
+            extra_link_args=[*LINK, *cuda_libraries, "-lcudart_static", "-ldl", "-lrt", "-lpthread"],
             define_macros=[("PYTTC_ARCHS", f'"{CUDA_ARCHS}"'), ("PYTTC_MODULE", "_cuda")],
         )
     )
