@@ -14,10 +14,16 @@ except ImportError as error:
 _C.bind_torch(torch.Tensor)
 
 from .dispatch import explain  # noqa: E402
+from .ops.copy_pages import copy_pages  # noqa: E402
 from .ops.merge_states import merge_states  # noqa: E402
+from .ops.select_beams import select_beams  # noqa: E402
+from .ops.store_kv import store_kv  # noqa: E402
 
 __version__ = "0.1.0"
 __all__ = [
+    "copy_pages",
     "explain",
     "merge_states",
+    "select_beams",
+    "store_kv",
 ]
