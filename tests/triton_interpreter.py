@@ -3,6 +3,7 @@
 The interpreter keeps bfloat16 as raw uint16: its float32 casts truncate instead of rounding to nearest
 even, and its dot multiplies the bit patterns. These two are replaced; + - * > max on bfloat16 stay
 wrong, so kernels convert to float32 right after a load (which is what a GPU wants too).
+A scalar comparison of floats broadcast to a block becomes a block of floats: that is put right too.
 """
 
 import numpy as np
@@ -23,6 +24,7 @@ def narrow(values: np.ndarray) -> np.ndarray:
 
 
 original_cast, original_dot = Builder.cast_impl, Builder.create_dot
+original_splat = Builder.create_splat
 
 
 def cast(self, source, to):
@@ -46,4 +48,10 @@ def dot(self, a, b, d, *rest):
     return original_dot(self, as_float32(a), as_float32(b), d, *rest)
 
 
-Builder.cast_impl, Builder.create_dot = cast, dot
+def splat(self, shape, scalar):
+    if scalar.data.dtype == np.bool_:
+        scalar = Handle(scalar.data, tl.int1)
+    return original_splat(self, shape, scalar)
+
+
+Builder.cast_impl, Builder.create_dot, Builder.create_splat = cast, dot, splat
