@@ -26,4 +26,15 @@ __all__ = [
     "merge_states",
     "select_beams",
     "store_kv",
+from .ops.sample import Sample, sample  # noqa: E402
+from .ops.topk_score import TopKScore, topk_score  # noqa: E402
+
+__version__ = "0.1.0"
+__all__ = [
+    "Sample",
+    "TopKScore",
+    "explain",
+    "merge_states",
+    "sample",
+    "topk_score",
 ]

@@ -18,4 +18,6 @@ PYBIND11_MODULE(_C, m) {
   bind_merge_states(m);
   bind_select_beams(m);
   bind_store_kv(m);
+  bind_sample(m);
+  bind_topk_score(m);
 }

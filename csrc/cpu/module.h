@@ -8,5 +8,7 @@ void bind_copy_pages(py::module_& m);
 void bind_merge_states(py::module_& m);
 void bind_select_beams(py::module_& m);
 void bind_store_kv(py::module_& m);
+void bind_sample(py::module_& m);
+void bind_topk_score(py::module_& m);
 
 }  // namespace pyttc
