@@ -20,4 +20,6 @@ PYBIND11_MODULE(_C, m) {
   bind_store_kv(m);
   bind_sample(m);
   bind_topk_score(m);
+  bind_prefix_tree_attention(m);
+  bind_shared_prefix_attention(m);
 }

@@ -6,6 +6,8 @@ from .select_beams import select_beams
 from .store_kv import store_kv
 from .sample import sample
 from .topk_score import topk_score
+from .prefix_tree_attention import prefix_tree_attention
+from .shared_prefix_attention import shared_prefix_attention
 
 __all__ = [
     "copy_pages",
@@ -14,4 +16,6 @@ __all__ = [
     "store_kv",
     "sample",
     "topk_score",
+    "prefix_tree_attention",
+    "shared_prefix_attention",
 ]
