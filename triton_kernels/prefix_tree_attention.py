@@ -73,7 +73,7 @@ def prefix_tree_attention_kernel(
             tile = tl.load(steps_ptr + step * 3)
             below = rank >= tl.load(steps_ptr + step * 3 + 1)
             below = below & (rank < tl.load(steps_ptr + step * 3 + 2)) & live
-            slot = tl.load(slots_ptr + step.to(tl.int64) * TILE + token)
+            slot = tl.load(slots_ptr + step * tl.full((), TILE, tl.int64) + token)
             in_tile = slot >= 0
             seen = below[:, None] & in_tile[None, :]
             if WINDOW:
@@ -159,7 +159,7 @@ def launch(
                 attention.TILE,
                 attention.CHUNK,
                 triton.next_power_of_2(d),
-                num_warps=4,
+                num_warps=4 if d <= 64 else 8,
                 num_stages=2,
                 enable_fp_fusion=True,
             )

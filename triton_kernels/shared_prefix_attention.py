@@ -121,9 +121,10 @@ def shared_prefix_attention_kernel(
             )
         if shared == 0:
             for n in range(first_path, last_path):
-                ks = k_suffix_ptr + g * ks_group + n.to(tl.int64) * ks_path + kv_head * ks_head
-                vs = v_suffix_ptr + g * vs_group + n.to(tl.int64) * vs_path + kv_head * vs_head
-                own = tl.load(suffix_at + n.to(tl.int64) * suffix_stride_n).to(tl.int32)
+                at = n + tl.full((), 0, tl.int64)
+                ks = k_suffix_ptr + g * ks_group + at * ks_path + kv_head * ks_head
+                vs = v_suffix_ptr + g * vs_group + at * vs_path + kv_head * vs_head
+                own = tl.load(suffix_at + at * suffix_stride_n).to(tl.int32)
                 mine = live & (path == n)
                 for start in range(
                     tl.maximum(whole, chunk * CHUNK), tl.minimum(end, prefix + own), TILE
@@ -220,7 +221,7 @@ def launch(
             attention.TILE,
             chunk,
             triton.next_power_of_2(d),
-            num_warps=4,
+            num_warps=4 if d <= 64 else 8,
             num_stages=2,
             enable_fp_fusion=True,
         )

@@ -264,7 +264,7 @@ class Run {
       const char* q_row = call_.q + source / call_.inner * call_.q_outer +
                           source % call_.inner * call_.q_inner + h * call_.q_head;
       for (int64_t j = 0; j < group_; ++j)
-        kernels_.query(q_row + j * call_.q_head, call_.dim, call_.scale, q + (row + j) * padded_);
+        kernels_.query(q_row + j * call_.q_head, call_.dim, q + (row + j) * padded_);
       if (item.tile <= std::max(chunk * kChunkTiles, low(path) / kTile)) {
         std::fill_n(m + row, group_, -INFINITY);
         std::fill_n(l + row, group_, 0.f);
@@ -296,7 +296,8 @@ class Run {
       locate(item.node, at + begin, at + end, item.head, k + begin, v + begin);
       kernels_.pack(k, v, begin, end, call_.dim, padded_, k_packed, v_packed);
       kernels_.rows({paths * group_, call_.dim, padded_, q, k_packed, v_packed, m, l, o, begin, end,
-                     call_.window == INT64_MAX ? nullptr : first, call_.softcap});
+                     call_.window == INT64_MAX ? nullptr : first, call_.scale,
+                     call_.softcap});
     }
 
     for (int64_t i = 0; i < paths; ++i) {
@@ -315,19 +316,18 @@ class Run {
     static thread_local std::vector<float> weight;
     o.resize(chunks);
     weight.resize(chunks);
+    // Where nothing was seen the sum is 0; a NaN shows in the sum, not always in the maximum.
     float high = -INFINITY, sum = 0.f;
-    for (int64_t i = 0; i < chunks; ++i) {
-      const float m = state(path, first + i)[head];
-      high = m > high || m != m ? m : high;
-    }
+    for (int64_t i = 0; i < chunks; ++i) high = std::max(high, state(path, first + i)[head]);
     for (int64_t i = 0; i < chunks; ++i) {
       const float* held = state(path, first + i);
-      weight[i] = held[head] == -INFINITY ? 0.f : std::exp(held[head] - high);
-      sum += weight[i] * held[call_.heads + head];
+      const float l = held[call_.heads + head];
+      weight[i] = l == 0.f ? 0.f : std::exp(held[head] - high);
+      sum += weight[i] * l;
       o[i] = held + 2 * call_.heads + head * padded_;
     }
     const int64_t row = plan_.paths[path] * call_.heads + head;
-    const bool empty = high == -INFINITY;
+    const bool empty = sum == 0.f;
     kernels_.finish(o.data(), weight.data(), empty ? 0 : chunks, empty ? 1.f : sum, call_.dim,
                     call_.out + row * call_.dim * width_);
     call_.lse[row] = empty ? -INFINITY : high + std::log(sum);

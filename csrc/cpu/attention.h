@@ -53,17 +53,17 @@ void attention(const Attention& call);
 // What a kernel does with one tile of one KV head, all query rows below it.
 struct AttentionRows {
   int64_t rows, dim, padded;  // padded: floats from a row of q or o to the next, a multiple of 16
-  const float* q;             // [rows, padded], scaled
+  const float* q;             // [rows, padded]
   const void *k, *v;          // as `pack` left them
   float *m, *l, *o;  // running maximum, sum, weighted values; m and l with room for 16 more
   int begin, end;    // the tokens of the tile that exist
   const int* first;  // per row, the first token inside its window; null: begin for all
-  float softcap;
+  float scale, softcap;
 };
 
 struct AttentionKernels {
-  // One query row, scaled, as float32, padded with zeros.
-  void (*query)(const void* q, int64_t dim, float scale, float* row);
+  // One query row as float32, padded with zeros.
+  void (*query)(const void* q, int64_t dim, float* row);
   // Tokens [begin, end) of a tile from their rows, for `rows`.
   void (*pack)(const void* const* k, const void* const* v, int begin, int end, int64_t dim,
                int64_t padded, void* k_packed, void* v_packed);

@@ -15,6 +15,10 @@ constexpr int kRows = 6;
 constexpr int kVectors = W == 16 ? 4 : 2;
 constexpr int kBlock = 48;
 constexpr int kTileVectors = kTile / W;
+// A score is the sum of runs of this many products: one long chain would round worse than torch's does.
+constexpr int64_t kRun = 16;
+// Values are held this much smaller, so that sums of a million of the largest do not overflow.
+constexpr float kSmall = 0x1p-20f;
 
 // Transposes W vectors of W.
 #if defined(__AVX512F__)
@@ -90,11 +94,10 @@ inline vf tanh(vf x) {
 }
 
 template <class T>
-void query(const void* q_, int64_t dim, float scale, float* row) {
+void query(const void* q_, int64_t dim, float* row) {
   const T* q = static_cast<const T*>(q_);
-  const vf s = set1(scale);
   for (int64_t d = 0; d < dim; d += W)
-    store(row + d, s * (d + W <= dim ? load(q + d) : load_n(q + d, static_cast<int>(dim - d))));
+    store(row + d, d + W <= dim ? load(q + d) : load_n(q + d, static_cast<int>(dim - d)));
 }
 
 template <class T>
@@ -114,8 +117,9 @@ void pack(const void* const* k, const void* const* v, int begin, int end, int64_
       const int columns = dim - d < W ? static_cast<int>(dim - d) : W;
       for (int i = 0; i < columns; ++i) store(kt + (d + i) * kTile + t, x[i]);
     }
+  const vf small = set1(kSmall);
   for (int t = begin; t < end; ++t)
-    for (int64_t d = 0; d < dim; d += W) store(vp + t * padded + d, piece(v[t], d));
+    for (int64_t d = 0; d < dim; d += W) store(vp + t * padded + d, small * piece(v[t], d));
 }
 
 // acc[r][v] += a[r][k] * b[k][v] for k in [k0, k1), in order.
@@ -135,12 +139,17 @@ inline void multiply(const float* a, int64_t lda, const float* b, int64_t ldb, i
 // A block of R rows against one tile, before and after the softmax.
 template <int R, int V>
 void scores(const float* q, int64_t padded, const float* kt, int64_t dim, float* s) {
-  vf acc[R][V];
-  for (int r = 0; r < R; ++r)
-    for (int v = 0; v < V; ++v) acc[r][v] = zero();
-  multiply(q, padded, kt, kTile, 0, dim, acc);
-  for (int r = 0; r < R; ++r)
-    for (int v = 0; v < V; ++v) store(s + r * kTile + v * W, acc[r][v]);
+  for (int64_t d = 0; d < dim; d += kRun) {
+    vf acc[R][V];
+    for (int r = 0; r < R; ++r)
+      for (int v = 0; v < V; ++v) acc[r][v] = zero();
+    multiply(q, padded, kt, kTile, d, d + kRun < dim ? d + kRun : dim, acc);
+    for (int r = 0; r < R; ++r)
+      for (int v = 0; v < V; ++v) {
+        float* at = s + r * kTile + v * W;
+        store(at, d == 0 ? acc[r][v] : load(at) + acc[r][v]);
+      }
+  }
 }
 
 template <int R, int V>
@@ -199,12 +208,12 @@ void softmax(float* s, int rows, const AttentionRows& a, const int* first, float
     seen[r] = from < a.end ? until & ~uint64_t{0} << from : 0;
     for (int v = 0; v < kTileVectors; ++v) {
       float* at = s + r * kTile + v * W;
-      vf x = load(at);
+      vf x = load(at) * set1(a.scale);
       if (a.softcap > 0.f) x = set1(a.softcap) * tanh({x.v / set1(a.softcap).v});
       if (~seen[r])
         x = select(from_bits(static_cast<unsigned>(seen[r] >> (v * W)) & ((1u << W) - 1)), x,
                    set1(-kInf));
-      if (a.softcap > 0.f || ~seen[r]) store(at, x);
+      store(at, x);
       high[r] = max(high[r], x);
     }
   }
@@ -277,7 +286,7 @@ template <class T>
 void finish(const float* const* o, const float* weight, int64_t chunks, float sum, int64_t dim,
             void* out_) {
   T* out = static_cast<T*>(out_);
-  const vf divisor = set1(sum);
+  const vf divisor = set1(sum * kSmall);
   for (int64_t d = 0; d < dim; d += W) {
     vf x = zero();
     for (int64_t i = 0; i < chunks; ++i) x = fma(load(o[i] + d), set1(weight[i]), x);

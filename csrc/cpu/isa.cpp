@@ -52,6 +52,9 @@ Isa detect() {
   if (!avx512 || (xcr0() & 0xe6) != 0xe6) return Isa::avx2;
   unsigned a1 = 0, b1, c1, d1;
   const bool avx512_bf16 = __get_cpuid_count(7, 1, &a1, &b1, &c1, &d1) && (a1 >> 5 & 1);
+#if defined(PYTTC_EMULATE_AMX)  // amx.h brings its own tiles
+  return avx512_bf16 ? Isa::amx : Isa::avx512;
+#endif
   if (!amx || !avx512_bf16 || (xcr0() & 0x60000) != 0x60000 || !tiles_permitted())
     return Isa::avx512;
   return Isa::amx;
