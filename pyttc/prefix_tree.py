@@ -132,7 +132,7 @@ class PrefixTree:
         kept, so that all layers of a model share it. A tree made by `from_tensors` of device tensors is
         read back for it, which waits for the device.
         """
-        most_paths = tree_plan.paths_of(q.shape[1] // k_pages.shape[2])
+        most_paths = tree_plan.paths_of(q.shape[1] // k_pages.shape[2], q.dtype)
         plans = self.__dict__.setdefault("_plans", {})
         if most_paths not in plans:
             if self._host is None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-TILE, CHUNK, ROWS = 64, 512, 64  # as in the kernels
+TILE, CHUNK, ROWS, ROWS_FLOAT32 = 64, 512, 64, 16  # as in the kernels
 MOST_STEPS = 12  # of an item, unless a single path has more
 
 
@@ -42,9 +42,9 @@ class Work:
         return [*(t.to(device) for t in made), torch.empty(self.states, 0, device=device)]
 
 
-def paths_of(group: int) -> int:
+def paths_of(group: int, dtype: torch.dtype) -> int:
     """How many paths' query heads of a KV head, `group` each, fit the rows of a program."""
-    return max(1, ROWS // group)
+    return max(1, (ROWS_FLOAT32 if dtype is torch.float32 else ROWS) // group)
 
 
 def depth_first(parents: list[int]) -> list[int]:

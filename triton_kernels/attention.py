@@ -167,6 +167,7 @@ class States:
         )
 
 
-def rows(group: int) -> int:
-    """Query rows of a program; one path's `group` heads of a KV head must fit."""
-    return max(ROWS, triton.next_power_of_2(group))
+def rows(group: int, dtype: torch.dtype) -> int:
+    """Query rows of a program; one path's `group` heads of a KV head must fit. Float32 products run on
+    ordinary cores, from registers."""
+    return max(16 if dtype is torch.float32 else ROWS, triton.next_power_of_2(group))

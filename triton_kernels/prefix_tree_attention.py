@@ -155,7 +155,7 @@ def launch(
                 d,
                 window is not None,
                 softcap is not None,
-                attention.rows(group),
+                attention.rows(group, q.dtype),
                 attention.TILE,
                 attention.CHUNK,
                 triton.next_power_of_2(d),

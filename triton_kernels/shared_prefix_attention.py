@@ -54,6 +54,7 @@ def shared_prefix_attention_kernel(
     vs_head,
     scale: tl.float32,
     PREFIX_LENS: tl.constexpr,
+    ALIGNED: tl.constexpr,
     GROUP: tl.constexpr,
     D: tl.constexpr,
     FEW: tl.constexpr,
@@ -100,18 +101,38 @@ def shared_prefix_attention_kernel(
         kp = k_prefix_ptr + g * kp_group + kv_head * kp_head
         vp = v_prefix_ptr + g * vp_group + kv_head * vp_head
         state = empty_state(ROWS, BLOCK_D)
-        end = (chunk + 1) * CHUNK
-        whole = tl.minimum(end, prefix // TILE * TILE)
-        for start in range(chunk * CHUNK, whole, TILE):
+        # First the tiles that all rows share, then each path's own, up to the longest of them.
+        end = tl.minimum((chunk + 1) * CHUNK, tl.max(tl.where(live, length, 0), 0))
+        own_start = tl.minimum((chunk + 1) * CHUNK, tl.maximum(prefix // TILE * TILE, chunk * CHUNK))
+        common = (own_start - chunk * CHUNK) // TILE
+        own = tl.maximum((end - own_start + TILE - 1) // TILE, 0)
+        for step in range(0, common + own * (last_path - first_path)):
+            all_rows = step < common
+            later = tl.maximum(step - common, 0)
+            n = first_path + later // tl.maximum(own, 1) + tl.full((), 0, tl.int64)
+            start = tl.where(
+                all_rows, chunk * CHUNK + step * TILE, own_start + later % tl.maximum(own, 1) * TILE
+            )
+            reach = tl.load(suffix_at + n * suffix_stride_n).to(tl.int32)
             position = (start + token).to(tl.int64)
-            in_tile = position < prefix
+            in_tile = position < prefix + tl.where(all_rows, 0, reach)
+            mine = live & (all_rows | (path == n))
+            of_prefix = (position < prefix)[:, None]
+            before, after = position[:, None], (position - prefix)[:, None]
+            ks = k_suffix_ptr + g * ks_group + n * ks_path + kv_head * ks_head
+            vs = v_suffix_ptr + g * vs_group + n * vs_path + kv_head * vs_head
+            k_at = tl.where(of_prefix, kp + before * kp_token, ks + after * ks_token)
+            v_at = tl.where(of_prefix, vp + before * vp_token, vs + after * vs_token)
+            if ALIGNED:  # which the choice between two pointers hides from the compiler
+                k_at = tl.multiple_of(k_at, (16, 16))
+                v_at = tl.multiple_of(v_at, (16, 16))
             state = attend(
                 state,
                 q,
-                kp + position[:, None] * kp_token + d[None, :],
-                vp + position[:, None] * vp_token + d[None, :],
-                live[:, None] & in_tile[None, :],
-                live,
+                k_at + d[None, :],
+                v_at + d[None, :],
+                mine[:, None] & in_tile[None, :],
+                mine,
                 in_tile,
                 d,
                 scale,
@@ -119,42 +140,14 @@ def shared_prefix_attention_kernel(
                 D,
                 False,
             )
-        if shared == 0:
-            for n in range(first_path, last_path):
-                at = n + tl.full((), 0, tl.int64)
-                ks = k_suffix_ptr + g * ks_group + at * ks_path + kv_head * ks_head
-                vs = v_suffix_ptr + g * vs_group + at * vs_path + kv_head * vs_head
-                own = tl.load(suffix_at + at * suffix_stride_n).to(tl.int32)
-                mine = live & (path == n)
-                for start in range(
-                    tl.maximum(whole, chunk * CHUNK), tl.minimum(end, prefix + own), TILE
-                ):
-                    position = (start + token).to(tl.int64)
-                    in_tile = position < prefix + own
-                    of_prefix = (position < prefix)[:, None]
-                    after = position - prefix
-                    k_at = tl.where(
-                        of_prefix, kp + position[:, None] * kp_token, ks + after[:, None] * ks_token
-                    )
-                    v_at = tl.where(
-                        of_prefix, vp + position[:, None] * vp_token, vs + after[:, None] * vs_token
-                    )
-                    state = attend(
-                        state,
-                        q,
-                        k_at + d[None, :],
-                        v_at + d[None, :],
-                        mine[:, None] & in_tile[None, :],
-                        mine,
-                        in_tile,
-                        d,
-                        scale,
-                        0.0,
-                        D,
-                        False,
-                    )
         at = ((g * paths + path) * chunks + chunk) * heads + head
         store_state(state, at, live, d, high_ptr, total_ptr, values_ptr, D)
+
+
+def aligned(tensor: torch.Tensor) -> bool:
+    """Whether every row starts at a multiple of 16 bytes."""
+    each = 16 // tensor.element_size()
+    return tensor.data_ptr() % 16 == 0 and not any(s % each for s in tensor.stride()[:-1])
 
 
 def launch(
@@ -175,7 +168,7 @@ def launch(
     if out.numel() == 0:
         return out, lse
     group, chunk = heads // kv_heads, attention.CHUNK
-    rows = attention.rows(group)
+    rows = attention.rows(group, q.dtype)
     # With nothing of the prefix left over, paths need not wait for each other.
     few = 1 if prefix_lens is None and prefix % chunk == 0 else min(FEW, rows // group)
     prefix_chunks = prefix // chunk
@@ -214,6 +207,7 @@ def launch(
             *v_suffix.stride()[:4],
             d**-0.5 if scale is None else scale,
             prefix_lens is not None,
+            all(map(aligned, (k_prefix, v_prefix, k_suffix, v_suffix))),
             group,
             d,
             few,
