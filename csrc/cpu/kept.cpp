@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <functional>
+#include <numeric>
 
 namespace pyttc {
 namespace {
@@ -88,31 +89,31 @@ bool Kept::find(const Row& row, const ScannedRow& raw, const Scale& scale, const
   const bool by_count = filters.top_k && filters.top_k <= kListed;
   const int64_t n = std::min(allowed.best, candidates);
   const float largest = key_value(allowed.keys[0]);
-  const BlockStat stat = unit(scale, largest);
-  const int64_t padded = (n + kGroup - 1) / kGroup;
-  std::vector<float> values(n), weights(padded * kGroup);
-  for (int64_t i = 0; i < n; ++i) values[i] = key_value(allowed.keys[i]);
-  row_scan_kernels(DType::f32)
-      .weights(values.data(), n, 0, padded, nullptr, scale, stat, weights.data());
+  // In units of the best column's weight.
+  std::vector<double> weights(n);
+  for (int64_t i = 0; i < n; ++i)
+    weights[i] = std::exp2((key_value(allowed.keys[i]) - static_cast<double>(largest)) * scale.c);
+  ref_ = largest * scale.c;
   // The listed columns are all that top_k leaves, or all there are.
   const bool all = by_count || n < candidates;
-  double mass = allowed.totals.sum * std::exp2(allowed.totals.ref - stat.ref);
-  if (by_count) {
-    mass = 0;
-    for (int64_t i = 0; i < n; ++i) mass += weights[i];
-  }
-  int64_t end = 0;
-  double cumulative = 0;
+  double mass = allowed.totals.sum * std::exp2(allowed.totals.ref - ref_);
+  if (all) mass = std::accumulate(weights.begin(), weights.end(), 0.);
   const float floor = floor_of(filters.min_p, largest, scale);
   const double enough = filters.top_p * mass;
+  int64_t end = 0;
+  double cumulative = 0;
   bool reached = false;
-  while (end < n && values[end] >= floor && !reached) {
+  while (end < n && key_value(allowed.keys[end]) >= floor && !reached) {
     cumulative += weights[end++];
     reached = filters.top_p < 1 && cumulative >= enough;
   }
-  const bool mass_known = all || !filters.top_k || filters.top_p == 1;
-  if (all || (mass_known && (reached || end < n))) {
-    use_list(allowed.keys.data(), weights.data(), end, stat.ref);
+  // Sums over a row are good to 1e-8, so that they cannot decide what is nearly a tie.
+  const double doubt = 1e-7 * mass;
+  const bool clear = !reached || (cumulative - enough > doubt &&
+                                  (end == 1 || enough - (cumulative - weights[end - 1]) > doubt));
+  const bool mass_known = !filters.top_k || filters.top_p == 1;
+  if (all || (mass_known && clear && (reached || end < n))) {
+    use_list(allowed.keys.data(), weights.data(), end);
     return true;
   }
   own_filter_.floor = floor;
@@ -142,7 +143,6 @@ uint64_t Kept::find_last(const ScannedRow& allowed, const Filters& filters) {
     const bool on = !filters.mask || (static_cast<uint32_t>(filters.mask[c / 32]) >> c % 32 & 1);
     if (on && x > -INFINITY) items.push_back({order_key(x, c), weights[c]});
   }
-  double mass = allowed.totals.sum * std::exp2(allowed.totals.ref - stat.ref);
   uint64_t last = order_key(-INFINITY, v);
   if (filters.top_k && filters.top_k < static_cast<int64_t>(items.size())) {
     std::vector<uint64_t> keys;
@@ -152,14 +152,14 @@ uint64_t Kept::find_last(const ScannedRow& allowed, const Filters& filters) {
     items.erase(std::remove_if(items.begin(), items.end(),
                                [&](const Item& item) { return item.key < last; }),
                 items.end());
-    mass = 0;
-    for (const Item& item : items) mass += item.weight;
   }
+  double mass = 0;
+  for (const Item& item : items) mass += item.weight;
   if (filters.top_p < 1) last = key_at_mass(std::move(items), filters.top_p * mass);
   return last;
 }
 
-void Kept::use_list(const uint64_t* keys, const float* weights, int64_t n, double ref) {
+void Kept::use_list(const uint64_t* keys, const double* weights, int64_t n) {
   listed_ = true;
   list_.clear();
   for (int64_t i = 0; i < n; ++i) list_.emplace_back(key_column(keys[i]), weights[i]);
@@ -167,14 +167,15 @@ void Kept::use_list(const uint64_t* keys, const float* weights, int64_t n, doubl
   cumulative_.clear();
   double sum = 0;
   for (const auto& [column, weight] : list_) cumulative_.push_back(sum += weight);
-  log2_mass_ = ref + std::log2(sum);
+  log2_sum_ = std::log2(sum);
 }
 
 void Kept::use_blocks(const ScannedRow& scanned, const Filter* filter) {
   listed_ = false;
   scanned_ = &scanned;
   filter_ = filter;
-  log2_mass_ = scanned.totals.log2_sum;
+  ref_ = scanned.totals.ref;
+  log2_sum_ = scanned.totals.log2_sum;
   const int64_t n = blocks_of(row_->v);
   cumulative_.resize(n);
   double sum = 0;

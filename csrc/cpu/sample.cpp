@@ -140,12 +140,11 @@ struct Call {
     if (out.topk)
       write_best(r, scanned, scale, out.topk, out.topk_logprobs + begin * out.topk,
                  out.topk_indices + begin * out.topk);
-    const double log2_sum = scanned.totals.log2_sum;
-    const bool something = !scanned.invalid && log2_sum > -INFINITY;
+    const bool something = !scanned.invalid && scanned.totals.sum > 0;
     const bool any = something && kept.find(r, scanned, scale, filters, threads);
     if (any) draw(begin, end, kept);
     const bool all = any && !mask && !filters.any();
-    const double kept_mass = all || !any ? 0 : std::min(0., kLn2 * (kept.log2_mass() - log2_sum));
+    const double kept_mass = all || !any ? 0 : std::min(0., kLn2 * kept.log2_share(scanned.totals));
     for (int64_t i = begin; i < end; ++i) {
       out.entropy[i] = something ? static_cast<float>(scanned.totals.entropy) : 0;
       if (i > begin && out.topk) {
@@ -158,7 +157,7 @@ struct Call {
         continue;
       }
       const int64_t token = out.tokens[i];
-      const double logprob = kLn2 * (r.at(token) * scale.c - log2_sum);
+      const double logprob = kLn2 * scanned.totals.log2_probability(r.at(token), scale);
       out.logprobs[i] = static_cast<float>(logprob);
       out.processed[i] = static_cast<float>(logprob - kept_mass);
       out.kept_mass[i] = static_cast<float>(kept_mass);
