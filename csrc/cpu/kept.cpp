@@ -3,13 +3,14 @@
 #include <algorithm>
 #include <cmath>
 #include <functional>
+#include <numeric>
 
 namespace pyttc {
 namespace {
 
 constexpr int64_t kListed = 1024;  // the longest top_k taken from the scan's best columns
 constexpr int64_t kNucleus = 128;  // the columns looked at for top_p and min_p alone
-constexpr int kGroups = kBlock / kGroup;
+constexpr int64_t kMany = 16;  // draws from one row that pay for a guide and for kept group sums
 
 // What weights are measured by, for values around `largest`.
 BlockStat unit(const Scale& scale, float largest) {
@@ -88,31 +89,31 @@ bool Kept::find(const Row& row, const ScannedRow& raw, const Scale& scale, const
   const bool by_count = filters.top_k && filters.top_k <= kListed;
   const int64_t n = std::min(allowed.best, candidates);
   const float largest = key_value(allowed.keys[0]);
-  const BlockStat stat = unit(scale, largest);
-  const int64_t padded = (n + kGroup - 1) / kGroup;
-  std::vector<float> values(n), weights(padded * kGroup);
-  for (int64_t i = 0; i < n; ++i) values[i] = key_value(allowed.keys[i]);
-  row_scan_kernels(DType::f32)
-      .weights(values.data(), n, 0, padded, nullptr, scale, stat, weights.data());
+  // In units of the best column's weight.
+  std::vector<double> weights(n);
+  for (int64_t i = 0; i < n; ++i)
+    weights[i] = std::exp2((key_value(allowed.keys[i]) - static_cast<double>(largest)) * scale.c);
+  ref_ = largest * scale.c;
   // The listed columns are all that top_k leaves, or all there are.
   const bool all = by_count || n < candidates;
-  double mass = allowed.totals.sum * std::exp2(allowed.totals.ref - stat.ref);
-  if (by_count) {
-    mass = 0;
-    for (int64_t i = 0; i < n; ++i) mass += weights[i];
-  }
-  int64_t end = 0;
-  double cumulative = 0;
+  double mass = allowed.totals.sum * std::exp2(allowed.totals.ref - ref_);
+  if (all) mass = std::accumulate(weights.begin(), weights.end(), 0.);
   const float floor = floor_of(filters.min_p, largest, scale);
   const double enough = filters.top_p * mass;
+  int64_t end = 0;
+  double cumulative = 0;
   bool reached = false;
-  while (end < n && values[end] >= floor && !reached) {
+  while (end < n && key_value(allowed.keys[end]) >= floor && !reached) {
     cumulative += weights[end++];
     reached = filters.top_p < 1 && cumulative >= enough;
   }
-  const bool mass_known = all || !filters.top_k || filters.top_p == 1;
-  if (all || (mass_known && (reached || end < n))) {
-    use_list(allowed.keys.data(), weights.data(), end, stat.ref);
+  // Sums over a row are good to 1e-8, so that they cannot decide what is nearly a tie.
+  const double doubt = 1e-7 * mass;
+  const bool clear = !reached || (cumulative - enough > doubt &&
+                                  (end == 1 || enough - (cumulative - weights[end - 1]) > doubt));
+  const bool mass_known = !filters.top_k || filters.top_p == 1;
+  if (all || (mass_known && clear && (reached || end < n))) {
+    use_list(allowed.keys.data(), weights.data(), end);
     return true;
   }
   own_filter_.floor = floor;
@@ -142,7 +143,6 @@ uint64_t Kept::find_last(const ScannedRow& allowed, const Filters& filters) {
     const bool on = !filters.mask || (static_cast<uint32_t>(filters.mask[c / 32]) >> c % 32 & 1);
     if (on && x > -INFINITY) items.push_back({order_key(x, c), weights[c]});
   }
-  double mass = allowed.totals.sum * std::exp2(allowed.totals.ref - stat.ref);
   uint64_t last = order_key(-INFINITY, v);
   if (filters.top_k && filters.top_k < static_cast<int64_t>(items.size())) {
     std::vector<uint64_t> keys;
@@ -152,14 +152,14 @@ uint64_t Kept::find_last(const ScannedRow& allowed, const Filters& filters) {
     items.erase(std::remove_if(items.begin(), items.end(),
                                [&](const Item& item) { return item.key < last; }),
                 items.end());
-    mass = 0;
-    for (const Item& item : items) mass += item.weight;
   }
+  double mass = 0;
+  for (const Item& item : items) mass += item.weight;
   if (filters.top_p < 1) last = key_at_mass(std::move(items), filters.top_p * mass);
   return last;
 }
 
-void Kept::use_list(const uint64_t* keys, const float* weights, int64_t n, double ref) {
+void Kept::use_list(const uint64_t* keys, const double* weights, int64_t n) {
   listed_ = true;
   list_.clear();
   for (int64_t i = 0; i < n; ++i) list_.emplace_back(key_column(keys[i]), weights[i]);
@@ -167,75 +167,80 @@ void Kept::use_list(const uint64_t* keys, const float* weights, int64_t n, doubl
   cumulative_.clear();
   double sum = 0;
   for (const auto& [column, weight] : list_) cumulative_.push_back(sum += weight);
-  log2_mass_ = ref + std::log2(sum);
+  log2_sum_ = std::log2(sum);
 }
 
 void Kept::use_blocks(const ScannedRow& scanned, const Filter* filter) {
   listed_ = false;
   scanned_ = &scanned;
   filter_ = filter;
-  log2_mass_ = scanned.totals.log2_sum;
+  ref_ = scanned.totals.ref;
+  log2_sum_ = scanned.totals.log2_sum;
   const int64_t n = blocks_of(row_->v);
   cumulative_.resize(n);
   double sum = 0;
   for (int64_t b = 0; b < n; ++b) {
     const BlockStat& stat = scanned.blocks[b];
     const double shift = stat.ref - scanned.totals.ref;
-    if (stat.sum > 0) sum += shift == 0 ? stat.sum : stat.sum * std::exp2(shift);
+    if (stat.sum > 0) sum += stat.sum * power_of_two(shift);
     cumulative_[b] = sum;
   }
 }
 
-void Kept::expect(int64_t draws) {
-  have_groups_.assign(draws > 1 && !listed_ ? cumulative_.size() : 0, 0);
-  groups_.resize(std::max<size_t>(1, have_groups_.size()) * kGroups);
-}
-
-const double* Kept::group_sums(int64_t block) {
-  const bool cached = !have_groups_.empty();
-  double* sums = groups_.data() + (cached ? block * kGroups : 0);
-  if (!cached || !have_groups_[block]) {
-    row_->kernels.groups(row_->data, row_->v, block, filter_, scale_, scanned_->blocks[block],
-                         sums);
-    if (cached) have_groups_[block] = 1;
-  }
-  return sums;
-}
-
-int64_t Kept::draw(double u) {
-  const auto begin = cumulative_.begin(), end = cumulative_.end();
-  const double total = cumulative_.back();
-  // u * total may round up to the total: then it is the last column with any mass.
-  const double target = std::min(u * total, std::nextafter(total, 0.));
-  const int64_t i = std::upper_bound(begin, end, target) - begin;
-  if (listed_) return list_[i].first;
-
-  const BlockStat& stat = scanned_->blocks[i];
-  const double rest =
-      (target - (i ? cumulative_[i - 1] : 0)) * std::exp2(scanned_->totals.ref - stat.ref);
-  const double* sums = group_sums(i);
-  // Where rounding leaves the sums short of the block's own, the last entry with mass is meant.
-  double before = 0, at_group = 0;
+int64_t Kept::column_in(int64_t block, double target, const double* groups) const {
+  const BlockStat& stat = scanned_->blocks[block];
+  // From units of the row's reference to the block's.
+  const double rest = (target - (block ? cumulative_[block - 1] : 0)) /
+                      power_of_two(stat.ref - scanned_->totals.ref);
   int group = 0;
-  for (int g = 0; g < kGroups; ++g) {
-    if (!(sums[g] > 0)) continue;
-    group = g;
-    at_group = before;
-    before += sums[g];
-    if (before > rest) break;
+  for (int g = 0; g < kGroups; ++g) group += groups[g] <= rest;
+  // Where rounding leaves the groups short of the block's own sum, the last with any weight is
+  // meant.
+  if (group == kGroups)
+    for (--group; group > 0 && !(groups[group] > groups[group - 1]);) --group;
+  return row_->kernels.column(row_->data, row_->v, block * kGroups + group,
+                              rest - (group ? groups[group - 1] : 0), filter_, scale_, stat);
+}
+
+void Kept::draw(const double* u, int64_t n, int64_t* columns) {
+  const int64_t size = cumulative_.size();
+  const double* cumulative = cumulative_.data();
+  // u * total may round up to the total: then it is the last column with any mass.
+  const double total = cumulative[size - 1], most = std::nextafter(total, 0.);
+  const bool many = n >= kMany;
+  if (many) {
+    guide_.resize(size);
+    int32_t at = 0;
+    for (int64_t j = 0; j < size; ++j) {
+      while (cumulative[at] <= total * j / size && at < size - 1) ++at;
+      guide_[j] = at;
+    }
   }
-  float e[kGroup];
-  const int64_t first = i * kGroups + group;
-  row_->kernels.weights(row_->data, row_->v, first, first + 1, filter_, scale_, stat, e);
-  double cumulative = at_group;
-  int column = 0;
-  for (int c = 0; c < kGroup; ++c) {
-    if (!(e[c] > 0)) continue;
-    column = c;
-    cumulative += e[c];
-    if (cumulative > rest) break;
+  if (!listed_) {
+    groups_.resize((many ? size : 1) * kGroups);
+    have_groups_.assign(many ? size : 0, 0);
   }
-  return first * kGroup + column;
+  for (int64_t draw = 0; draw < n; ++draw) {
+    const double target = std::min(u[draw] * total, most);
+    int64_t i;
+    if (many) {
+      i = guide_[static_cast<int64_t>(u[draw] * size)];
+      while (i > 0 && cumulative[i - 1] > target) --i;
+      while (cumulative[i] <= target) ++i;
+    } else {
+      i = std::upper_bound(cumulative, cumulative + size, target) - cumulative;
+    }
+    if (listed_) {
+      columns[draw] = list_[i].first;
+      continue;
+    }
+    double* groups = groups_.data() + (many ? i * kGroups : 0);
+    if (!many || !have_groups_[i]) {
+      row_->kernels.groups(row_->data, row_->v, i, filter_, scale_, scanned_->blocks[i], groups);
+      if (many) have_groups_[i] = 1;
+    }
+    columns[draw] = column_in(i, target, groups);
+  }
 }
 
 }  // namespace pyttc

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <functional>
 
 namespace pyttc {
@@ -12,6 +13,15 @@ constexpr double kFloorBits = 120;  // below 2^-120 of the reference a weight is
 constexpr double kWide = 0x1p22;    // beyond, float rounds x * scale to more than a quarter
 
 }  // namespace
+
+double power_of_two(double n) {
+  const int64_t whole = n > -1022 && n <= 0 ? static_cast<int64_t>(n) : 1;
+  if (whole != n) return std::exp2(n);
+  const uint64_t bits = static_cast<uint64_t>(whole + 1023) << 52;
+  double power;
+  std::memcpy(&power, &bits, 8);
+  return power;
+}
 
 Scale make_scale(double temperature) {
   // Past 1e250 any two unequal floats are further apart than weights reach.
@@ -110,7 +120,7 @@ int64_t sort_best(RowScan& s) {
 }
 
 RowTotals total(const BlockStat* blocks, int64_t n) {
-  RowTotals t{0, 0, -INFINITY, 0};
+  RowTotals t{0, -INFINITY, 0, 0};
   double ref = -INFINITY, moment = 0;
   for (int64_t b = 0; b < n; ++b)
     if (blocks[b].sum > 0) ref = std::max(ref, blocks[b].ref);
@@ -118,13 +128,13 @@ RowTotals total(const BlockStat* blocks, int64_t n) {
   for (int64_t b = 0; b < n; ++b) {
     const BlockStat& stat = blocks[b];
     if (!(stat.sum > 0)) continue;
-    const double shift = stat.ref - ref, weight = shift == 0 ? 1 : std::exp2(shift);
+    const double shift = stat.ref - ref, weight = power_of_two(shift);
     t.sum += weight * stat.sum;
     if (weight > 0) moment += weight * (stat.moment + shift * stat.sum);
   }
   t.ref = ref;
-  t.log2_sum = ref + std::log2(t.sum);
-  t.entropy = std::max(0., kLn2 * (std::log2(t.sum) - moment / t.sum));
+  t.log2_sum = std::log2(t.sum);
+  t.entropy = std::max(0., kLn2 * (t.log2_sum - moment / t.sum));
   return t;
 }
 

@@ -26,6 +26,7 @@ namespace pyttc {
 constexpr int kBlock = 256;         // columns whose sum is kept
 constexpr int kSegmentBlocks = 16;  // blocks that share a reference
 constexpr int kGroup = 16;          // columns an inverse-CDF search ends in
+constexpr int kGroups = kBlock / kGroup;
 
 namespace {  // internal linkage, as in float16.h
 inline int64_t blocks_of(int64_t columns) { return (columns + kBlock - 1) / kBlock; }
@@ -98,11 +99,19 @@ void merge_best(RowScan& s, const RowScan& other);
 // than k values are above -inf).
 int64_t sort_best(RowScan& s);
 
-// Sums over a row, in units of 2^ref.
+// 2^n, fast where n <= 0 is a whole number, as it is unless blocks are wide.
+double power_of_two(double n);
+
+// A row's sum of 2^(x * scale - ref); 0 where nothing is above -inf.
 struct RowTotals {
-  double sum, ref;
-  double log2_sum;  // ref + log2(sum); -inf for a row with nothing above -inf
-  double entropy;   // nats
+  double sum, log2_sum, ref;
+  double entropy;  // nats
+
+  // log2 of the probability of a value. The reference goes first: beside it a huge logit leaves
+  // nothing.
+  double log2_probability(double value, const Scale& scale) const {
+    return value * scale.c - ref - log2_sum;
+  }
 };
 RowTotals total(const BlockStat* blocks, int64_t n);
 
@@ -111,7 +120,7 @@ RowTotals total(const BlockStat* blocks, int64_t n);
 struct Filter {
   const int32_t* mask = nullptr;
   float floor = -__builtin_inff();
-  int64_t last = INT64_MAX;
+  int64_t last = INT64_MAX - 1;
 };
 
 // Per instruction set and dtype; rows have v columns.
@@ -119,9 +128,16 @@ struct RowScanKernels {
   // Blocks [begin, end), begin at the start of a segment; `filter` may be null.
   void (*scan)(const void* row, int64_t v, int64_t begin, int64_t end, const Filter* filter,
                RowScan& s);
-  // The sums of e over the 16 groups of 16 columns of one block, relative to its reference.
+  // The sums of a block that is not wide again, in double precision.
+  void (*refine)(const void* row, int64_t v, int64_t block, const Filter* filter,
+                 const Scale& scale, BlockStat& stat);
+  // For the 16 groups of 16 columns of a block, the sum of e over them and those before, relative
+  // to the block's reference.
   void (*groups)(const void* row, int64_t v, int64_t block, const Filter* filter,
-                 const Scale& scale, const BlockStat& stat, double* sums);
+                 const Scale& scale, const BlockStat& stat, double* cumulative);
+  // The first column of a group where the sum of e exceeds `rest`, or the last with any weight.
+  int64_t (*column)(const void* row, int64_t v, int64_t group, double rest, const Filter* filter,
+                    const Scale& scale, const BlockStat& stat);
   // e of the columns of groups [begin, end), relative to the reference of `stat`; 0 past the row's
   // end.
   void (*weights)(const void* row, int64_t v, int64_t begin, int64_t end, const Filter* filter,

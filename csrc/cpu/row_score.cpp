@@ -42,16 +42,28 @@ void ScannedRow::scan(const Row& row, const Filter* filter, const Scale& scale, 
   best = sort_best(scans[0]);
   invalid = scans[0].invalid;
   totals = total(blocks.data(), n);
+  if (invalid || !(totals.sum > 0)) return;
+  // Float rounds a block's sum by about 3e-8: that averages out over many blocks but not where a
+  // few hold the mass, and shifts the cumulative distribution under every column between them.
+  const double share =
+      std::max(std::pow(8000. / static_cast<double>(row.v), 2), 2. / static_cast<double>(n));
+  bool refined = false;
+  for (int64_t b = 0; b < n; ++b) {
+    BlockStat& stat = blocks[b];
+    if (stat.wide || stat.sum * power_of_two(stat.ref - totals.ref) < share * totals.sum) continue;
+    row.kernels.refine(row.data, row.v, b, filter, scale, stat);
+    refined = true;
+  }
+  if (refined) totals = total(blocks.data(), n);
 }
 
 void write_best(const Row& row, const ScannedRow& scanned, const Scale& scale, int64_t k,
                 float* logprobs, int64_t* indices) {
-  const double log2_sum = scanned.totals.log2_sum;
-  const bool bad = scanned.invalid || log2_sum == -INFINITY;
+  const bool bad = scanned.invalid || !(scanned.totals.sum > 0);
   const int64_t n = bad ? 0 : std::min(k, scanned.best);
   for (int64_t i = 0; i < n; ++i) {
     const uint64_t key = scanned.keys[i];
-    logprobs[i] = static_cast<float>(kLn2 * (key_value(key) * scale.c - log2_sum));
+    logprobs[i] = static_cast<float>(kLn2 * scanned.totals.log2_probability(key_value(key), scale));
     indices[i] = key_column(key);
   }
   int64_t column = 0;

@@ -1,15 +1,15 @@
+#include "sample.h"
+
 #include <algorithm>
 #include <cmath>
 #include <cstring>
 
+#include "isa.h"
 #include "kept.h"
 #include "module.h"
-#include "philox.h"
 
 namespace pyttc {
 namespace {
-
-constexpr int64_t kWords = int64_t{1} << 32;  // path ids and positions are 32-bit counter words
 
 // A parameter of each row: a number for all, or a tensor [B] of 64- or 32-bit floats or integers.
 template <class Wide, class Narrow>
@@ -52,13 +52,31 @@ struct Outputs {
   int64_t topk;
 };
 
+// A word of the counter of each row.
+std::vector<uint32_t> counter_words(const char* name, py::handle tensor) {
+  const Tensor t(tensor);
+  const Indices values(t);
+  std::vector<uint32_t> words(t.size(0));
+  int64_t all = 0;
+  for (size_t i = 0; i < words.size(); ++i) {
+    const int64_t value = values.at(i);
+    all |= value;
+    words[i] = static_cast<uint32_t>(value);
+  }
+  if (all >> 32)
+    for (size_t i = 0; i < words.size(); ++i)
+      if (values.at(i) >> 32) fail(name, i, values.at(i), std::string("0 <= ") + name + " < 2**32");
+  return words;
+}
+
 struct Call {
   DType dtype;
   const char* logits;
   int64_t rows, v, row_bytes;
   const int32_t* mask;
   int64_t mask_stride;
-  Whole seed, path_ids, positions, top_k;
+  std::vector<uint32_t> path_ids, positions;
+  Whole seed, top_k;
   Reals temperature, top_p, min_p;
   Outputs out;
 
@@ -66,23 +84,23 @@ struct Call {
 
   void check() const {
     for (int64_t i = 0; i < rows; ++i) {
-      const int64_t path = path_ids.at(i), position = positions.at(i), key = seed.at(i);
+      const int64_t key = seed.at(i);
       const double t = temperature.at(i), p = top_p.at(i), m = min_p.at(i);
-      if (path < 0 || path >= kWords) fail("path_ids", i, path, "0 <= path id < 2**32");
-      if (position < 0 || position >= kWords)
-        fail("positions", i, position, "0 <= position < 2**32");
       if (key < 0) fail("seed", i, key, "0 <= seed < 2**63");
       if (!(t >= 0 && t < INFINITY)) fail_real("temperature", i, t, "a finite number >= 0");
       if (!(p >= 0 && p <= 1)) fail_real("top_p", i, p, "0 <= top_p <= 1");
       if (!(m >= 0 && m <= 1)) fail_real("min_p", i, m, "0 <= min_p <= 1");
+      if (numbers()) return;
     }
   }
+
+  bool numbers() const { return !temperature.data; }  // the parameters: all numbers, or all tensors
 
   // Whether rows i and j draw from the same distribution: one scan then serves both.
   bool same(int64_t i, int64_t j) const {
     const size_t bytes = v * (dtype == DType::f32 ? 4 : 2), mask_bytes = (v + 31) / 32 * 4;
-    return temperature.at(i) == temperature.at(j) && top_k.at(i) == top_k.at(j) &&
-           top_p.at(i) == top_p.at(j) && min_p.at(i) == min_p.at(j) &&
+    return (numbers() || (temperature.at(i) == temperature.at(j) && top_k.at(i) == top_k.at(j) &&
+                          top_p.at(i) == top_p.at(j) && min_p.at(i) == min_p.at(j))) &&
            (!row_bytes || !std::memcmp(row(i), row(j), bytes)) &&
            (!mask || !mask_stride ||
             !std::memcmp(mask + i * mask_stride, mask + j * mask_stride, mask_bytes));
@@ -92,6 +110,15 @@ struct Call {
     out.tokens[i] = -1;
     out.logprobs[i] = out.processed[i] = out.kept_mass[i] = -INFINITY;
     out.valid[i] = 0;
+  }
+
+  void draw(int64_t begin, int64_t end, Kept& kept) const {
+    std::vector<uint64_t> seeds(end - begin);
+    for (int64_t i = begin; i < end; ++i) seeds[i - begin] = seed.at(i);
+    std::vector<double> u(end - begin);
+    pick(uniforms_generic, uniforms_avx2, uniforms_avx512)(
+        seeds.data(), path_ids.data() + begin, positions.data() + begin, end - begin, u.data());
+    kept.draw(u.data(), end - begin, out.tokens + begin);
   }
 
   // Rows [begin, end), which are the same but for their random numbers.
@@ -113,12 +140,11 @@ struct Call {
     if (out.topk)
       write_best(r, scanned, scale, out.topk, out.topk_logprobs + begin * out.topk,
                  out.topk_indices + begin * out.topk);
-    const double log2_sum = scanned.totals.log2_sum;
-    const bool something = !scanned.invalid && log2_sum > -INFINITY;
+    const bool something = !scanned.invalid && scanned.totals.sum > 0;
     const bool any = something && kept.find(r, scanned, scale, filters, threads);
-    if (any) kept.expect(end - begin);
+    if (any) draw(begin, end, kept);
     const bool all = any && !mask && !filters.any();
-    const double kept_mass = all || !any ? 0 : std::min(0., kLn2 * (kept.log2_mass() - log2_sum));
+    const double kept_mass = all || !any ? 0 : std::min(0., kLn2 * kept.log2_share(scanned.totals));
     for (int64_t i = begin; i < end; ++i) {
       out.entropy[i] = something ? static_cast<float>(scanned.totals.entropy) : 0;
       if (i > begin && out.topk) {
@@ -130,11 +156,8 @@ struct Call {
         no_token(i);
         continue;
       }
-      const double u = uniform(seed.at(i), static_cast<uint32_t>(path_ids.at(i)),
-                               static_cast<uint32_t>(positions.at(i)), 0, Purpose::token);
-      const int64_t token = kept.draw(u);
-      const double logprob = kLn2 * (r.at(token) * scale.c - log2_sum);
-      out.tokens[i] = token;
+      const int64_t token = out.tokens[i];
+      const double logprob = kLn2 * scanned.totals.log2_probability(r.at(token), scale);
       out.logprobs[i] = static_cast<float>(logprob);
       out.processed[i] = static_cast<float>(logprob - kept_mass);
       out.kept_mass[i] = static_cast<float>(kept_mass);
@@ -169,9 +192,9 @@ void sample(py::handle logits_, py::handle seed, py::handle path_ids, py::handle
             logits.stride(0) * width,
             nullptr,
             0,
+            counter_words("path_ids", path_ids),
+            counter_words("positions", positions),
             Whole(seed),
-            Whole(path_ids),
-            Whole(positions),
             Whole(top_k),
             Reals(temperature),
             Reals(top_p),

@@ -24,7 +24,8 @@ void topk_score(py::handle logits_, int64_t k, double temperature, py::handle lo
                indices.data<int64_t>() + i * k);
     const bool bad = scanned.invalid;
     logsumexp.data<float>()[i] =
-        bad ? -__builtin_inff() : static_cast<float>(kLn2 * scanned.totals.log2_sum);
+        bad ? -__builtin_inff()
+            : static_cast<float>(kLn2 * (scanned.totals.ref + scanned.totals.log2_sum));
     entropy.data<float>()[i] = bad ? 0 : static_cast<float>(scanned.totals.entropy);
   });
 }
