@@ -27,3 +27,9 @@ def value_of(key):
     """The float32 whose order_key this is."""
     bits = key.to(tl.int32)
     return tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def halfway(low, high):
+    """The mean of two integers, rounded up, without overflow."""
+    return (low | high) - ((low ^ high) >> 1)

@@ -5,7 +5,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .common import order_key
+from .common import halfway, order_key
 
 TILE = 4096
 MAX_K = 1024
@@ -72,15 +72,15 @@ def tile_best(
     total = tl.sum(live.to(tl.int32), 0)
     # The least of K disjoint groups' maxima: K columns reach it.
     groups = tl.reshape(key, (K, TILE // K))
-    low = tl.min(tl.max(groups, 1), 0).to(tl.int64)
-    high = tl.max(key, 0).to(tl.int64)
+    low = tl.min(tl.max(groups, 1), 0)
+    high = tl.max(key, 0)
     found = total <= CAP
     if found:
-        low = tl.full((), NO_KEY + 1, tl.int64)
+        low = tl.full((), NO_KEY + 1, tl.int32)
     elif low > NO_KEY:
         found = tl.sum((key >= low).to(tl.int32), 0) <= CAP
     while (low < high) & (found == 0):
-        middle = low + (high - low + 1) // 2
+        middle = halfway(low, high)
         count = tl.sum((key >= middle).to(tl.int32), 0)
         if count >= K:
             low = middle
@@ -241,16 +241,16 @@ def write_topk(
 ):
     """The k best of a row's candidates in order. `chosen` holds 2 K slots, indices among candidates."""
     slots = tiles * CAP
-    low = tl.full((), NO_KEY, tl.int64)
-    high = tl.full((), NO_KEY, tl.int64)
+    low = tl.full((), NO_KEY, tl.int32)
+    high = tl.full((), NO_KEY, tl.int32)
     total = 0
     for first in range(0, slots, BLOCK):
         slot, x, live = load_candidates(first, values_ptr, counts_ptr, slots, CAP, BLOCK)
-        high = tl.maximum(high, tl.max(tl.where(live, order_key(x), NO_KEY), 0).to(tl.int64))
+        high = tl.maximum(high, tl.max(tl.where(live, order_key(x), NO_KEY), 0))
         total += tl.sum(live.to(tl.int32), 0)
     found = total <= 2 * K
     while (low < high) & (found == 0):
-        middle = low + (high - low + 1) // 2
+        middle = halfway(low, high)
         count = 0
         for first in range(0, slots, BLOCK):
             slot, x, live = load_candidates(first, values_ptr, counts_ptr, slots, CAP, BLOCK)

@@ -51,12 +51,20 @@ def load(
 
 
 @triton.jit
-def reaching(bound, end, source, BLOCK: tl.constexpr):
+def reaching(
+    bound,
+    end,
+    source,
+    MASK: tl.constexpr,
+    WHOLE: tl.constexpr,
+    CAP: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     """Number and mass of columns whose key is `bound` or larger."""
     count = tl.full((), 0, tl.int64)
     mass = tl.full((), 0.0, tl.float64)
     for first in range(0, end, BLOCK):
-        key, weight = load(first, end, *source, BLOCK)
+        key, weight = load(first, end, *source, MASK, WHOLE, CAP, BLOCK)
         count += tl.sum((key >= bound).to(tl.int64), 0)
         mass += tl.sum(tl.where(key >= bound, weight, 0.0), 0)
     return count, mass
@@ -73,7 +81,21 @@ def kept(key, weight, ties, bound, need, least):
 
 @triton.jit
 def draw_filtered(
-    end, source, largest, scale, total, top_k, top_p, min_p, u, outside, enough, BLOCK: tl.constexpr
+    end,
+    source,
+    largest,
+    scale,
+    total,
+    top_k,
+    top_p,
+    min_p,
+    u,
+    outside,
+    enough,
+    MASK: tl.constexpr,
+    WHOLE: tl.constexpr,
+    CAP: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):
     """Applies the filters and draws. Columns that are not in the source have keys of at most `outside`
     (NO_KEY: all are in it), and it holds the best `enough` of the row.
@@ -91,7 +113,7 @@ def draw_filtered(
     if top_k > 0:
         low = tl.full((), nothing + 1, tl.int64)
         high = highest
-        count, above_mass = reaching(low, end, source, BLOCK)
+        count, above_mass = reaching(low, end, source, MASK, WHOLE, CAP, BLOCK)
         known = complete | (top_k <= enough)
         if known:
             covered = tl.full((), True, tl.int1)
@@ -101,13 +123,13 @@ def draw_filtered(
         if known & (count > top_k):
             while (low < high) & (count != top_k):
                 middle = low + (high - low + 1) // 2
-                reached, _ = reaching(middle, end, source, BLOCK)
+                reached, _ = reaching(middle, end, source, MASK, WHOLE, CAP, BLOCK)
                 if reached >= top_k:
                     low = middle
                     count = reached
                 else:
                     high = middle - 1
-            above, mass = reaching(low + 1, end, source, BLOCK)
+            above, mass = reaching(low + 1, end, source, MASK, WHOLE, CAP, BLOCK)
             need = top_k - above
             bound = low
             one = tl.exp2(log2_weight(value_of(low), largest, scale)).to(tl.float64)
@@ -115,13 +137,13 @@ def draw_filtered(
     if (top_p < 1.0) & known:
         target = top_p * mass
         low = tl.where(covered, bound, bound + 1)
-        count, above_mass = reaching(low, end, source, BLOCK)
+        count, above_mass = reaching(low, end, source, MASK, WHOLE, CAP, BLOCK)
         if covered | (above_mass >= target):
             high = highest
             above = tl.full((), 0, tl.int64)  # columns with keys above `high`
             while (low < high) & (count - above > 1):
                 middle = low + (high - low + 1) // 2
-                reached, above_mass = reaching(middle, end, source, BLOCK)
+                reached, above_mass = reaching(middle, end, source, MASK, WHOLE, CAP, BLOCK)
                 if above_mass >= target:
                     low = middle
                     count = reached
@@ -132,7 +154,7 @@ def draw_filtered(
                 bound = low - 1
                 need = tl.full((), 0, tl.int64)
             else:
-                _, above_mass = reaching(low + 1, end, source, BLOCK)
+                _, above_mass = reaching(low + 1, end, source, MASK, WHOLE, CAP, BLOCK)
                 one = tl.exp2(log2_weight(value_of(low), largest, scale)).to(tl.float64)
                 wanted = tl.ceil((target - above_mass) / tl.maximum(one, 1e-300))
                 wanted = tl.maximum(tl.minimum(wanted, 4.0e18), 1.0).to(tl.int64)
@@ -147,7 +169,7 @@ def draw_filtered(
     if covered:
         ties = tl.full((), 0, tl.int64)
         for first in range(0, end, BLOCK):
-            key, weight = load(first, end, *source, BLOCK)
+            key, weight = load(first, end, *source, MASK, WHOLE, CAP, BLOCK)
             keep, ties = kept(key, weight, ties, bound, need, min_p)
             mass += tl.sum(tl.where(keep, weight, 0.0), 0)
         target = u * mass
@@ -156,7 +178,7 @@ def draw_filtered(
         found = tl.full((), False, tl.int1)
         for first in range(0, end, BLOCK):
             if found == 0:
-                key, weight = load(first, end, *source, BLOCK)
+                key, weight = load(first, end, *source, MASK, WHOLE, CAP, BLOCK)
                 keep, ties = kept(key, weight, ties, bound, need, min_p)
                 weight = tl.where(keep, weight, 0.0)
                 index, found = first_beyond(weight, before, target, BLOCK)
@@ -339,9 +361,23 @@ def sample_kernel(
                 tile = tl.arange(0, BLOCK_T)
                 worst = tl.load(counts + tile * 2 + 1, mask=tile < tiles, other=NO_KEY)
                 outside = tl.max(worst, 0)
-            source = (logits_ptr, mask_ptr, values, counts, largest, scale, MASK, WHOLE, CAP_ALLOWED)
+            source = (logits_ptr, mask_ptr, values, counts, largest, scale)
             done, token, mass = draw_filtered(
-                end, source, largest, scale, total, best, p, least, u, outside, ENOUGH, BLOCK
+                end,
+                source,
+                largest,
+                scale,
+                total,
+                best,
+                p,
+                least,
+                u,
+                outside,
+                ENOUGH,
+                MASK,
+                WHOLE,
+                CAP_ALLOWED,
+                BLOCK,
             )
             if (WHOLE == 0) & (token >= 0):
                 token = tl.load(allowed_columns_ptr + at * CAP_ALLOWED + token).to(tl.int64)
@@ -448,7 +484,7 @@ def launch(
                 enough,
                 cap,
                 max(16, min(4096, triton.next_power_of_2(slots))),
-                min(32, 16384 // max(chosen_k, 1)),
+                min(16, 8192 // max(chosen_k, 1)),
                 triton.next_power_of_2(tiles),
                 rows_of.TILE,
                 num_warps=8,

@@ -12,6 +12,20 @@ BLOCK = 2048
 
 
 @triton.jit
+def norms_kernel(length_ptr, norms_ptr, rows, stride, penalty: tl.float64, BLOCK: tl.constexpr):
+    """length ** penalty, rounded once."""
+    row = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    n = tl.load(length_ptr + row * stride, mask=row < rows, other=1).to(tl.float64)
+    exponent = tl.full((), penalty, tl.float64)
+    power = tl.exp2(tl.abs(exponent) * tl.log2(n))
+    # A power of integers is an integer, and rounding it to float32 must not be off by a tie.
+    whole = tl.floor(power + 0.5)
+    power = tl.where(tl.abs(power - whole) < power * 1e-13, whole, power)
+    power = tl.where(exponent < 0, 1.0 / power, power)
+    tl.store(norms_ptr + row, power.to(tl.float32), mask=row < rows)
+
+
+@triton.jit
 def child(
     i,
     live,
@@ -21,16 +35,14 @@ def child(
     tokens_ptr,
     groups_ptr,
     bonus_ptr,
-    length_ptr,
+    norms_ptr,
     score_stride,
     logprob_stride,
     token_stride,
     group_stride,
     bonus_row,
     bonus_column,
-    length_stride,
     k,
-    penalty,
     BONUS: tl.constexpr,
     LENGTH: tl.constexpr,
 ):
@@ -45,13 +57,8 @@ def child(
         at = row * bonus_row + column * bonus_column
         key += tl.load(bonus_ptr + at, mask=live, other=0.0)
     if LENGTH:
-        n = tl.load(length_ptr + row * length_stride, mask=live, other=1).to(tl.float64)
-        power = tl.exp2(tl.abs(penalty) * tl.log2(n))
-        # A power of integers is an integer, and rounding it to float32 must not be off by a tie.
-        whole = tl.floor(power + 0.5)
-        power = tl.where(tl.abs(power - whole) < power * 1e-13, whole, power)
-        power = tl.where(penalty < 0, 1.0 / power, power)
-        key = tl.div_rn(key, power.to(tl.float32))
+        norm = tl.load(norms_ptr + row, mask=live, other=1.0)
+        key = tl.div_rn(key, norm)
     token = tl.load(tokens_ptr + row * token_stride + column, mask=live, other=-1).to(tl.int64)
     live = live & (token >= 0) & (tl.abs(key) < float("inf"))
     return live, -order_key(key).to(tl.int64), row, token, column, cumulative
@@ -72,18 +79,16 @@ def select_beams_kernel(
     tokens_ptr,
     groups_ptr,
     bonus_ptr,
-    length_ptr,
+    norms_ptr,
     score_stride,
     logprob_stride,
     token_stride,
     group_stride,
     bonus_row,
     bonus_column,
-    length_stride,
     rows,
     k,
     width,
-    penalty,
     chosen_ptr,
     parents_ptr,
     best_tokens_ptr,
@@ -98,9 +103,8 @@ def select_beams_kernel(
     group = tl.program_id(0).to(tl.int64)
     # fmt: off
     args = (
-        group, scores_ptr, logprobs_ptr, tokens_ptr, groups_ptr, bonus_ptr, length_ptr, score_stride,
-        logprob_stride, token_stride, group_stride, bonus_row, bonus_column, length_stride, k, penalty,
-        BONUS, LENGTH,
+        group, scores_ptr, logprobs_ptr, tokens_ptr, groups_ptr, bonus_ptr, norms_ptr, score_stride,
+        logprob_stride, token_stride, group_stride, bonus_row, bonus_column, k,
     )
     # fmt: on
     most: tl.constexpr = 0x7FFFFFFFFFFFFFFF
@@ -111,7 +115,7 @@ def select_beams_kernel(
     high_token = tl.full((), 0, tl.int64)
     for first in range(0, children, BLOCK):
         i = first + tl.arange(0, BLOCK).to(tl.int64)
-        live, key, row, token, column, score = child(i, i < children, *args)
+        live, key, row, token, column, score = child(i, i < children, *args, BONUS, LENGTH)
         total += tl.sum(live.to(tl.int64), 0)
         low = tl.minimum(low, tl.min(tl.where(live, key, most), 0))
         high = tl.maximum(high, tl.max(tl.where(live, key, -most), 0))
@@ -132,7 +136,7 @@ def select_beams_kernel(
             count = tl.full((), 0, tl.int64)
             for first in range(0, children, BLOCK):
                 i = first + tl.arange(0, BLOCK).to(tl.int64)
-                live, key, row, token, column, score = child(i, i < children, *args)
+                live, key, row, token, column, score = child(i, i < children, *args, BONUS, LENGTH)
                 live = live & reaches(key, row, token, column, b0, b1, b2, b3)
                 count += tl.sum(live.to(tl.int64), 0)
             if count >= width:
@@ -151,7 +155,7 @@ def select_beams_kernel(
     kept = tl.full((), 0, tl.int64)
     for first in range(0, children, BLOCK):
         i = first + tl.arange(0, BLOCK).to(tl.int64)
-        live, key, row, token, column, score = child(i, i < children, *args)
+        live, key, row, token, column, score = child(i, i < children, *args, BONUS, LENGTH)
         live = live & reaches(key, row, token, column, bound_key, bound_row, bound_token, bound_column)
         count = live.to(tl.int64)
         tl.store(chosen_ptr + kept + tl.cumsum(count, 0) - 1, i, mask=live)
@@ -160,12 +164,12 @@ def select_beams_kernel(
     for first in range(0, kept, BLOCK_I):
         at = first + tl.arange(0, BLOCK_I)
         i = tl.load(chosen_ptr + at, mask=at < kept, other=0)
-        live, key, row, token, column, score = child(i, at < kept, *args)
+        live, key, row, token, column, score = child(i, at < kept, *args, BONUS, LENGTH)
         place = tl.zeros((BLOCK_I,), tl.int64)
         for other_first in range(0, kept, BLOCK_J):
             other_at = other_first + tl.arange(0, BLOCK_J)
             j = tl.load(chosen_ptr + other_at, mask=other_at < kept, other=0)
-            other, key_j, row_j, token_j, column_j, _ = child(j, other_at < kept, *args)
+            other, key_j, row_j, token_j, column_j, _ = child(j, other_at < kept, *args, BONUS, LENGTH)
             better = other[None, :] & reaches(
                 key_j[None, :],
                 row_j[None, :],
@@ -213,30 +217,35 @@ def launch(
     cap = triton.next_power_of_2(max(2 * width, 64))
     chosen = torch.empty(count, cap, dtype=torch.int64, device=scores.device)
     bonus_strides = (0, 0) if bonus is None else (*bonus.stride(), 0)[:2]
+    penalise = length is not None and length_penalty != 0
     with torch.cuda.device_of(scores):
+        norms = scores
+        if penalise and rows:
+            norms = torch.empty(rows, dtype=torch.float32, device=scores.device)
+            norms_kernel[(triton.cdiv(rows, 128),)](
+                length, norms, rows, length.stride(0), length_penalty, 128, enable_fp_fusion=False
+            )
         select_beams_kernel[(count,)](
             scores,
             logprobs,
             tokens,
             groups,
             scores if bonus is None else bonus,
-            groups if length is None else length,
+            norms,
             scores.stride(0),
             logprobs.stride(0),
             tokens.stride(0),
             groups.stride(0),
             *bonus_strides,
-            0 if length is None else length.stride(0),
             rows,
             k,
             width,
-            length_penalty,
             chosen,
             parents,
             best_tokens,
             best_scores,
             bonus is not None,
-            length is not None and length_penalty != 0,
+            penalise,
             cap,
             BLOCK,
             32,
