@@ -344,7 +344,7 @@ def scan(
         *k,
         *k_allowed,
         TILE,
-        num_warps=8,
+        num_warps=16,
         enable_fp_fusion=False,
     )
     return stats, values, indices, counts
