@@ -104,9 +104,9 @@ class PrefixTree:
         offsets = torch.zeros(nodes + 1, dtype=torch.int64)
         torch.cumsum(counts, 0, out=offsets[1:])
         self._host = up, offsets, ids, tokens, ends
-        held = {"dtype": torch.int32, "device": device}
-        self.parents, self.lengths, self.leaves = up.to(**held), tokens.to(**held), ends.to(**held)
-        self.page_offsets, self.page_ids = offsets.to(**held), ids.to(**held)
+        self.parents, self.lengths, self.leaves, self.page_offsets, self.page_ids = (
+            t.to(device, torch.int32) for t in (up, tokens, ends, offsets, ids)
+        )
         self.page_size = page_size
 
     @classmethod
@@ -145,8 +145,16 @@ class PrefixTree:
 
     def to(self, device: torch.device | str) -> PrefixTree:
         """The same tree with its tensors on `device`."""
-        tensors = self.parents, self.page_offsets, self.page_ids, self.lengths, self.leaves
-        return PrefixTree.from_tensors(*(t.to(device) for t in tensors), self.page_size)
+        tree = PrefixTree.from_tensors(
+            self.parents.to(device),
+            self.page_offsets.to(device),
+            self.page_ids.to(device),
+            self.lengths.to(device),
+            self.leaves.to(device),
+            self.page_size,
+        )
+        tree._host = self._host
+        return tree
 
     def __repr__(self) -> str:
         return (

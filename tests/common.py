@@ -23,7 +23,7 @@ def spread(tensor: torch.Tensor, last: int = 1) -> torch.Tensor:
     memory = torch.full([n + 1 for n in shape[:-1]] + shape[-1:], poison, dtype=tensor.dtype)
     if swap:
         memory = memory.transpose(0, 1)
-    view = memory[tuple(slice(n) for n in tensor.shape[:-1])][..., :: last][..., : tensor.shape[-1]]
+    view = memory[tuple(slice(n) for n in tensor.shape[:-1])][..., ::last][..., : tensor.shape[-1]]
     return view.copy_(tensor)
 
 
@@ -31,7 +31,9 @@ def same(a: torch.Tensor, b: torch.Tensor) -> bool:
     """Equal bit for bit, NaNs too."""
     if a.dtype != b.dtype or a.shape != b.shape:
         return False
-    a, b = (torch.empty(t.shape, dtype=t.dtype).copy_(t).flatten().view(torch.uint8) for t in (a, b))
+    a, b = (
+        torch.empty(t.shape, dtype=t.dtype).copy_(t).flatten().view(torch.uint8) for t in (a, b)
+    )
     return torch.equal(a, b)
 
 

@@ -3,6 +3,7 @@
 import functools
 import importlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +14,8 @@ import pyttc
 from pyttc.dispatch import ops
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
-NAMES = sorted(ops)
+# test_map.py says which ops lack a test file; the other tests do not repeat it.
+NAMES = sorted(name for name in ops if (Path(__file__).parent / f"test_{name}.py").exists())
 
 
 def function(name: str) -> Callable[..., Any]:

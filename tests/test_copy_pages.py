@@ -140,6 +140,12 @@ def test_many_pages_whatever_the_threads(layout, pairs):
     assert all(same(a, b) for r in results[1:] for a, b in zip(r, results[0], strict=True))
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_copies_larger_than_the_caches(layout):
+    k_pages, v_pages = pool((2, 100, 16, 8, 96), torch.bfloat16, layout)
+    assert_as_by_loop((k_pages, v_pages, torch.arange(100), torch.arange(100).roll(37)))
+
+
 def test_offsets_are_64_bit():
     memory = torch.empty(2**31 + 64, dtype=torch.float16)  # untouched pages of it take no memory
     k_pages = memory.as_strided((2, 1, 1, 16), (2**31, 16, 16, 1))

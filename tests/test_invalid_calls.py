@@ -11,8 +11,6 @@ import re
 import pytest
 import torch
 
-import pyttc
-
 from .common import same, spread
 from .ops import NAMES, fresh, function, invalid_calls, sample_inputs, tensors
 

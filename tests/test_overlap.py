@@ -48,9 +48,7 @@ def test_as_the_addresses_say(size, stride, offset, other_offset, alike, other_s
     assert not shared or checks.share_memory(a, b)
     if alike and not checks.overlaps_itself(a):
         assert checks.share_memory(a, b) == shared
-    expected = (
-        checks.overlaps_itself(a) or checks.overlaps_itself(b) or checks.share_memory(a, b)
-    )
+    expected = checks.overlaps_itself(a) or checks.overlaps_itself(b) or checks.share_memory(a, b)
     assert refused(a, b, "native") == refused(a, b, "reference") == expected
 
 

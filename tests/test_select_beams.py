@@ -40,7 +40,14 @@ def call(rows, k, groups, width, seed=0, bonus=None, penalty=0.0, coarse=True, i
 
 
 def sample_inputs():
-    shapes = [(12, 5, 3, 4), (1, 1, 1, 1), (30, 70, 4, 200), (7, 1, 9, 2), (0, 4, 2, 3), (5, 0, 2, 3)]
+    shapes = [
+        (12, 5, 3, 4),
+        (1, 1, 1, 1),
+        (30, 70, 4, 200),
+        (7, 1, 9, 2),
+        (0, 4, 2, 3),
+        (5, 0, 2, 3),
+    ]
     calls = [call(*s, bonus=b) for s in shapes for b in (None, "row", "child")]
     calls += [call(9, 6, 3, 4, penalty=p, index=torch.int32) for p in (0.6, 1.0, -1.0, 2.0)]
     (scores, logprobs, tokens, groups, width), kwargs = call(8, 9, 3, 4, bonus="child")
@@ -199,9 +206,7 @@ def test_other_groups_do_not_show(seed, rows, k, width):
         mine = (groups == g).nonzero().flatten()
         args = (scores[mine], logprobs[mine], tokens[mine], groups[mine] * 0, width)
         own = {"bonus": kwargs["bonus"][mine], "length": kwargs["length"][mine]}
-        parents, best, best_scores = select_beams(
-            *args, **own, length_penalty=0.7, num_groups=1
-        )
+        parents, best, best_scores = select_beams(*args, **own, length_penalty=0.7, num_groups=1)
         if len(mine):
             parents = torch.where(parents >= 0, mine[parents.clamp(min=0)], -1)
         assert equal((parents[0], best[0], best_scores[0]), [t[g] for t in together])

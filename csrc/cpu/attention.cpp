@@ -296,8 +296,7 @@ class Run {
       locate(item.node, at + begin, at + end, item.head, k + begin, v + begin);
       kernels_.pack(k, v, begin, end, call_.dim, padded_, k_packed, v_packed);
       kernels_.rows({paths * group_, call_.dim, padded_, q, k_packed, v_packed, m, l, o, begin, end,
-                     call_.window == INT64_MAX ? nullptr : first, call_.scale,
-                     call_.softcap});
+                     call_.window == INT64_MAX ? nullptr : first, call_.scale, call_.softcap});
     }
 
     for (int64_t i = 0; i < paths; ++i) {
@@ -346,9 +345,10 @@ class Run {
 
 void attention(const Attention& call) {
   const AttentionTable& table = pick(attention_generic, attention_avx2, attention_avx512);
-  const AttentionKernels& kernels = call.dtype == DType::f32    ? table.f32
-                                    : call.dtype == DType::bf16 ? table.bf16
-                                                                : table.f16;
+  const AttentionKernels& kernels = call.dtype == DType::f32   ? table.f32
+                                    : call.dtype == DType::f16 ? table.f16
+                                    : isa() == Isa::amx        ? attention_amx
+                                                               : table.bf16;
   Run(call, kernels)();
 }
 

@@ -1,31 +1,48 @@
-// Bound by memory: each page is read once and written once. Only a page that is read by one pair and
-// written by another passes through a buffer.
+// Bound by memory: each page is read once and written once. Copies larger than the caches are
+// streamed past them, since an ordinary store reads what it overwrites first. Only a page that is
+// read by one pair and written by another passes through a buffer.
 #include <cstring>
 #include <memory>
 #include <vector>
 
-#include "module.h"
+#if defined(__SSE2__)
+#include <emmintrin.h>
+#endif
+
+#include "ops.h"
 #include "overlap.h"
 #include "parallel.h"
 
 namespace pyttc {
 namespace {
 
-constexpr int64_t kBytesAnItem = 1 << 15, kBytesAThread = 1 << 17;
+constexpr int64_t kBytesAnItem = 1 << 15, kBytesAThread = 1 << 17, kBytesToStream = 1 << 22;
+
+void stream(char* to, const char* from, int64_t n) {
+#if defined(__SSE2__)
+  if (reinterpret_cast<uintptr_t>(to) % 16 == 0)
+    for (; n >= 64; n -= 64, to += 64, from += 64)
+      for (int i = 0; i < 64; i += 16)
+        _mm_stream_si128(reinterpret_cast<__m128i*>(to + i),
+                         _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i)));
+#endif
+  std::memcpy(to, from, n);
+}
 
 struct Steps {
   int64_t outer, inner;  // in bytes
 };
 
-// The pages of one of k_pages and v_pages, [layers, pages, page_size, Hkv, D] or without layers. A page
-// is outer x inner runs of `bytes`; what follows each other in memory is one run.
+// The pages of one of k_pages and v_pages, [layers, pages, page_size, Hkv, D] or without layers. A
+// page is outer x inner runs of `bytes`; what follows each other in memory is one run.
 struct Pool {
   char* data;
   int64_t layers, layer, page;  // the last two are strides in bytes
   int64_t outer, inner, bytes;
   Steps steps;
+  bool streamed;
 
-  Pool(const Tensor& t, int64_t width) : data(t.data<char>()) {
+  Pool(const Tensor& t, int64_t width, int64_t copies) : data(t.data<char>()) {
     const int first = t.t.ndim - 4;
     layers = first ? t.size(0) : 1;
     layer = first ? t.stride(0) * width : 0;
@@ -36,15 +53,24 @@ struct Pool {
     steps = {t.stride(wide) * width, t.stride(narrow) * width};
     if (inner == 1 || steps.inner == bytes) bytes *= inner, inner = 1;
     if (inner == 1 && (outer == 1 || steps.outer == bytes)) bytes *= outer, outer = 1;
+    streamed = bytes >= 64 && layers * copies * page_bytes() >= kBytesToStream;
   }
   int64_t page_bytes() const { return outer * inner * bytes; }
   Steps packed() const { return {inner * bytes, bytes}; }
   char* at(int64_t l, int64_t p) const { return data + l * layer + p * page; }
   void move(char* to, Steps to_steps, const char* from, Steps from_steps) const {
     for (int64_t i = 0; i < outer; ++i)
-      for (int64_t j = 0; j < inner; ++j)
-        std::memcpy(to + i * to_steps.outer + j * to_steps.inner,
-                    from + i * from_steps.outer + j * from_steps.inner, bytes);
+      for (int64_t j = 0; j < inner; ++j) {
+        char* run = to + i * to_steps.outer + j * to_steps.inner;
+        const char* source = from + i * from_steps.outer + j * from_steps.inner;
+        if (streamed)
+          stream(run, source, bytes);
+        else
+          std::memcpy(run, source, bytes);
+      }
+#if defined(__SSE2__)
+    if (streamed) _mm_sfence();
+#endif
   }
 };
 
@@ -52,7 +78,8 @@ struct Pair {
   int64_t from, to;
 };
 
-// Calls body(pool, layer, index, pool-and-layer number) for all of `count` pages of each pool and layer.
+// Calls body(pool, layer, index, pool-and-layer number) for all of `count` pages of each pool and
+// layer.
 template <class F>
 void for_pages(const Pool (&pools)[2], int64_t count, int threads, F body) {
   const int64_t planes = 2 * pools[0].layers, bytes = pools[0].page_bytes();
@@ -66,10 +93,10 @@ void for_pages(const Pool (&pools)[2], int64_t count, int threads, F body) {
   });
 }
 
-void copy_pages(py::handle k_pages_, py::handle v_pages_, py::handle src_, py::handle dst_,
-                int threads) {
-  const Tensor k_pages(k_pages_), v_pages(v_pages_), src_tensor(src_), dst_tensor(dst_);
-  py::gil_scoped_release release;
+}  // namespace
+
+void copy_pages(const Tensor& k_pages, const Tensor& v_pages, const Tensor& src_tensor,
+                const Tensor& dst_tensor, int threads) {
   const Extent k_pool(k_pages), v_pool(v_pages);
   require_single("k_pages", k_pool);
   require_single("v_pages", v_pool);
@@ -94,9 +121,10 @@ void copy_pages(py::handle k_pages_, py::handle v_pages_, py::handle src_, py::h
   }
   if (k_pages.numel() == 0) return;
 
-  const Pool pools[2] = {{k_pages, k_pool.width}, {v_pages, v_pool.width}};
+  const Pool pools[2] = {{k_pages, k_pool.width, n}, {v_pages, v_pool.width, n}};
   const int64_t bytes = pools[0].page_bytes(), count = staged.size();
-  const std::unique_ptr<char[]> buffer(count ? new char[2 * pools[0].layers * count * bytes] : nullptr);
+  const std::unique_ptr<char[]> buffer(count ? new char[2 * pools[0].layers * count * bytes]
+                                             : nullptr);
   const auto saved = [&](int64_t plane, int64_t i) {
     return buffer.get() + (plane * count + i) * bytes;
   };
@@ -110,9 +138,5 @@ void copy_pages(py::handle k_pages_, py::handle v_pages_, py::handle src_, py::h
     pool.move(pool.at(l, staged[i].to), pool.steps, saved(plane, i), pool.packed());
   });
 }
-
-}  // namespace
-
-void bind_copy_pages(py::module_& m) { m.def("copy_pages", &copy_pages); }
 
 }  // namespace pyttc

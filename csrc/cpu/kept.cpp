@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cmath>
 #include <functional>
-#include <numeric>
 
 namespace pyttc {
 namespace {
@@ -71,55 +70,78 @@ int64_t candidates_of(const Filters& filters) {
   return filters.top_k && filters.top_k <= kListed ? filters.top_k : kNucleus;
 }
 
-bool Kept::find(const Row& row, const ScannedRow& raw, const Scale& scale, const Filters& filters,
-                int threads) {
+namespace {
+
+// The kept columns if they are among the best columns of a scan: the first `n`.
+struct Listed {
+  bool complete;
+  int64_t n;
+  double ref;
+  std::vector<float> weights;  // in units of 2^ref
+  float floor;                 // the least value that min_p keeps
+};
+
+Listed list_kept(const ScannedRow& allowed, const Scale& scale, const Filters& filters) {
+  const int64_t candidates = candidates_of(filters);
+  const bool by_count = filters.top_k && filters.top_k <= kListed;
+  const int64_t n = std::min(allowed.best, candidates);
+  const float largest = key_value(allowed.keys[0]);
+  const BlockStat stat = unit(scale, largest);
+  const int64_t padded = (n + kGroup - 1) / kGroup;
+  std::vector<float> values(n), weights(padded * kGroup);
+  for (int64_t i = 0; i < n; ++i) values[i] = key_value(allowed.keys[i]);
+  row_scan_kernels(DType::f32)
+      .weights(values.data(), n, 0, padded, nullptr, scale, stat, weights.data());
+  // The listed columns are all that top_k leaves, or all there are.
+  const bool all = by_count || n < candidates;
+  double mass = allowed.totals.sum * std::exp2(allowed.totals.ref - stat.ref);
+  if (by_count) {
+    mass = 0;
+    for (int64_t i = 0; i < n; ++i) mass += weights[i];
+  }
+  int64_t end = 0;
+  double cumulative = 0;
+  const float floor = floor_of(filters.min_p, largest, scale);
+  const double enough = filters.top_p * mass;
+  bool reached = false;
+  while (end < n && values[end] >= floor && !reached) {
+    cumulative += weights[end++];
+    reached = filters.top_p < 1 && cumulative >= enough;
+  }
+  const bool mass_known = all || !filters.top_k || filters.top_p == 1;
+  const bool complete = all || (mass_known && (reached || end < n));
+  return {complete, end, stat.ref, std::move(weights), floor};
+}
+
+}  // namespace
+
+bool needs_row(const ScannedRow& allowed, const Scale& scale, const Filters& filters) {
+  return allowed.totals.sum > 0 && filters.any() && !list_kept(allowed, scale, filters).complete;
+}
+
+bool Kept::find(const Row& row, const ScannedRow& raw, const ScannedRow* masked, const Scale& scale,
+                const Filters& filters, int threads) {
   row_ = &row;
   scale_ = scale;
   own_filter_ = Filter();
   own_filter_.mask = filters.mask;
-  const int64_t candidates = candidates_of(filters);
   const Filter* filter = filters.mask ? &own_filter_ : nullptr;
-  if (filter) own_.scan(row, filter, scale, candidates, threads);
-  const ScannedRow& allowed = filter ? own_ : raw;
+  if (filter && !masked) own_.scan(row, filter, scale, candidates_of(filters), threads);
+  const ScannedRow& allowed = !filter ? raw : masked ? *masked : own_;
   if (!(allowed.totals.sum > 0)) return false;
   if (!filters.any()) {
     use_blocks(allowed, filter);
     return true;
   }
-  const bool by_count = filters.top_k && filters.top_k <= kListed;
-  const int64_t n = std::min(allowed.best, candidates);
-  const float largest = key_value(allowed.keys[0]);
-  // In units of the best column's weight.
-  std::vector<double> weights(n);
-  for (int64_t i = 0; i < n; ++i)
-    weights[i] = std::exp2((key_value(allowed.keys[i]) - static_cast<double>(largest)) * scale.c);
-  ref_ = largest * scale.c;
-  // The listed columns are all that top_k leaves, or all there are.
-  const bool all = by_count || n < candidates;
-  double mass = allowed.totals.sum * std::exp2(allowed.totals.ref - ref_);
-  if (all) mass = std::accumulate(weights.begin(), weights.end(), 0.);
-  const float floor = floor_of(filters.min_p, largest, scale);
-  const double enough = filters.top_p * mass;
-  int64_t end = 0;
-  double cumulative = 0;
-  bool reached = false;
-  while (end < n && key_value(allowed.keys[end]) >= floor && !reached) {
-    cumulative += weights[end++];
-    reached = filters.top_p < 1 && cumulative >= enough;
-  }
-  // Sums over a row are good to 1e-8, so that they cannot decide what is nearly a tie.
-  const double doubt = 1e-7 * mass;
-  const bool clear = !reached || (cumulative - enough > doubt &&
-                                  (end == 1 || enough - (cumulative - weights[end - 1]) > doubt));
-  const bool mass_known = !filters.top_k || filters.top_p == 1;
-  if (all || (mass_known && clear && (reached || end < n))) {
-    use_list(allowed.keys.data(), weights.data(), end);
+  const Listed listed = list_kept(allowed, scale, filters);
+  if (listed.complete) {
+    use_list(allowed.keys.data(), listed.weights.data(), listed.n, listed.ref);
     return true;
   }
-  own_filter_.floor = floor;
+  own_filter_.floor = listed.floor;
   if (filters.top_k || filters.top_p < 1) {
     const uint64_t last = find_last(allowed, filters);
-    if (key_value(last) >= floor) {
+    if (key_value(last) >= listed.floor) {
       own_filter_.floor = key_value(last);
       own_filter_.last = key_column(last);
     }
@@ -135,7 +157,8 @@ uint64_t Kept::find_last(const ScannedRow& allowed, const Filters& filters) {
   allowed_only.mask = filters.mask;
   const int64_t v = row_->v, groups = (v + kGroup - 1) / kGroup;
   std::vector<float> weights(groups * kGroup);
-  row_->kernels.weights(row_->data, v, 0, groups, &allowed_only, scale_, stat, weights.data());
+  row_->kernels.weights(row_->columns(0, v), v, 0, groups, &allowed_only, scale_, stat,
+                        weights.data());
   std::vector<Item> items;
   items.reserve(v);
   for (int64_t c = 0; c < v; ++c) {
@@ -143,6 +166,7 @@ uint64_t Kept::find_last(const ScannedRow& allowed, const Filters& filters) {
     const bool on = !filters.mask || (static_cast<uint32_t>(filters.mask[c / 32]) >> c % 32 & 1);
     if (on && x > -INFINITY) items.push_back({order_key(x, c), weights[c]});
   }
+  double mass = allowed.totals.sum * std::exp2(allowed.totals.ref - stat.ref);
   uint64_t last = order_key(-INFINITY, v);
   if (filters.top_k && filters.top_k < static_cast<int64_t>(items.size())) {
     std::vector<uint64_t> keys;
@@ -152,14 +176,14 @@ uint64_t Kept::find_last(const ScannedRow& allowed, const Filters& filters) {
     items.erase(std::remove_if(items.begin(), items.end(),
                                [&](const Item& item) { return item.key < last; }),
                 items.end());
+    mass = 0;
+    for (const Item& item : items) mass += item.weight;
   }
-  double mass = 0;
-  for (const Item& item : items) mass += item.weight;
   if (filters.top_p < 1) last = key_at_mass(std::move(items), filters.top_p * mass);
   return last;
 }
 
-void Kept::use_list(const uint64_t* keys, const double* weights, int64_t n) {
+void Kept::use_list(const uint64_t* keys, const float* weights, int64_t n, double ref) {
   listed_ = true;
   list_.clear();
   for (int64_t i = 0; i < n; ++i) list_.emplace_back(key_column(keys[i]), weights[i]);
@@ -167,15 +191,14 @@ void Kept::use_list(const uint64_t* keys, const double* weights, int64_t n) {
   cumulative_.clear();
   double sum = 0;
   for (const auto& [column, weight] : list_) cumulative_.push_back(sum += weight);
-  log2_sum_ = std::log2(sum);
+  log2_mass_ = ref + std::log2(sum);
 }
 
 void Kept::use_blocks(const ScannedRow& scanned, const Filter* filter) {
   listed_ = false;
   scanned_ = &scanned;
   filter_ = filter;
-  ref_ = scanned.totals.ref;
-  log2_sum_ = scanned.totals.log2_sum;
+  log2_mass_ = scanned.totals.log2_sum;
   const int64_t n = blocks_of(row_->v);
   cumulative_.resize(n);
   double sum = 0;
@@ -185,6 +208,10 @@ void Kept::use_blocks(const ScannedRow& scanned, const Filter* filter) {
     if (stat.sum > 0) sum += stat.sum * power_of_two(shift);
     cumulative_[b] = sum;
   }
+}
+
+const void* Kept::columns_of(int64_t block) const {
+  return row_->columns(block * kBlock, std::min(row_->v, (block + 1) * kBlock));
 }
 
 int64_t Kept::column_in(int64_t block, double target, const double* groups) const {
@@ -198,7 +225,7 @@ int64_t Kept::column_in(int64_t block, double target, const double* groups) cons
   // meant.
   if (group == kGroups)
     for (--group; group > 0 && !(groups[group] > groups[group - 1]);) --group;
-  return row_->kernels.column(row_->data, row_->v, block * kGroups + group,
+  return row_->kernels.column(columns_of(block), row_->v, block * kGroups + group,
                               rest - (group ? groups[group - 1] : 0), filter_, scale_, stat);
 }
 
@@ -236,7 +263,7 @@ void Kept::draw(const double* u, int64_t n, int64_t* columns) {
     }
     double* groups = groups_.data() + (many ? i * kGroups : 0);
     if (!many || !have_groups_[i]) {
-      row_->kernels.groups(row_->data, row_->v, i, filter_, scale_, scanned_->blocks[i], groups);
+      row_->kernels.groups(columns_of(i), row_->v, i, filter_, scale_, scanned_->blocks[i], groups);
       if (many) have_groups_[i] = 1;
     }
     columns[draw] = column_in(i, target, groups);

@@ -19,13 +19,16 @@ struct Filters {
 
 // How many of the best columns `Kept` wants to look at.
 int64_t candidates_of(const Filters& filters);
+// Whether `Kept` will go through the whole row again, after this scan of what the mask allows.
+bool needs_row(const ScannedRow& allowed, const Scale& scale, const Filters& filters);
 
 class Kept {
  public:
   // Keeps what `filters` leave of the row. `raw` is its scan, with candidates_of(filters) best
-  // columns if there is no mask; both must outlive the draws. False if nothing is left.
-  bool find(const Row& row, const ScannedRow& raw, const Scale& scale, const Filters& filters,
-            int threads);
+  // columns if there is no mask, and `masked`, unless null, that of what the mask allows, with as
+  // many; all must outlive the draws. False if nothing is left.
+  bool find(const Row& row, const ScannedRow& raw, const ScannedRow* masked, const Scale& scale,
+            const Filters& filters, int threads);
   // For each u the first kept column, in index order, whose cumulative mass exceeds u times the
   // total.
   void draw(const double* u, int64_t n, int64_t* columns);
@@ -39,6 +42,7 @@ class Kept {
   void use_blocks(const ScannedRow& scanned, const Filter* filter);
   // The last kept column as an order key, among all allowed columns.
   uint64_t find_last(const ScannedRow& allowed, const Filters& filters);
+  const void* columns_of(int64_t block) const;
   int64_t column_in(int64_t block, double target, const double* groups) const;
 
   const Row* row_ = nullptr;

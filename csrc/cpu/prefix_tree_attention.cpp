@@ -1,21 +1,18 @@
 #include "attention.h"
-#include "module.h"
+#include "ops.h"
 
 namespace pyttc {
-namespace {
 
-void prefix_tree_attention(py::handle q_, py::handle k_pages_, py::handle v_pages_,
-                           py::handle parents_, py::handle page_offsets_, py::handle page_ids_,
-                           py::handle lengths_, py::handle leaves_, double scale, int64_t window,
-                           double softcap, py::handle out_, py::handle lse_, int threads) {
-  const Tensor q(q_), k(k_pages_), v(v_pages_), out(out_), lse(lse_), ids(page_ids_),
-      node_lengths(lengths_);
-  const Indices parents{Tensor(parents_)}, offsets{Tensor(page_offsets_)}, lengths{node_lengths},
-      leaves{Tensor(leaves_)};
+void prefix_tree_attention(const Tensor& q, const Tensor& k, const Tensor& v,
+                           const Tensor& parents_tensor, const Tensor& page_offsets,
+                           const Tensor& ids, const Tensor& node_lengths,
+                           const Tensor& leaves_tensor, double scale, int64_t window,
+                           double softcap, const Tensor& out, const Tensor& lse, int threads) {
+  const Indices parents{parents_tensor}, offsets{page_offsets}, lengths{node_lengths},
+      leaves{leaves_tensor};
   const int64_t nodes = node_lengths.size(0), paths = q.size(0), pool = k.size(0);
   const int64_t page_size = k.size(1), listed = ids.size(0);
   const int64_t width = q.dtype() == DType::f32 ? 4 : 2;
-  py::gil_scoped_release release;
 
   KvLayout layout;
   layout.k_page = k.stride(0) * width;
@@ -71,12 +68,6 @@ void prefix_tree_attention(py::handle q_, py::handle k_pages_, py::handle v_page
   call.softcap = static_cast<float>(softcap);
   call.threads = threads;
   attention(call);
-}
-
-}  // namespace
-
-void bind_prefix_tree_attention(py::module_& m) {
-  m.def("prefix_tree_attention", &prefix_tree_attention);
 }
 
 }  // namespace pyttc

@@ -1,13 +1,13 @@
-// Bound by reading logprobs once. A row's keys are computed a block at a time, in loops the compiler
-// vectorises, and compared with a key that `width` candidates already reach; only what reaches it too is
-// looked at further, its token included. The order of candidates is strict, so how rows fall to work
-// items and threads cannot show in the result.
+// Bound by reading logprobs once. A row's keys are computed a block at a time, in loops the
+// compiler vectorises, and compared with a key that `width` candidates already reach; only what
+// reaches it too is looked at further, its token included. The order of candidates is strict, so
+// how rows fall to work items and threads cannot show in the result.
 #include <algorithm>
 #include <cfloat>
 #include <cmath>
 #include <vector>
 
-#include "module.h"
+#include "ops.h"
 #include "parallel.h"
 
 namespace pyttc {
@@ -33,12 +33,15 @@ struct Best {
   float reach = -FLT_MAX;  // a key that `width` candidates have or exceed
   std::vector<Candidate> kept = {};
 
+  size_t room() const { return width + std::max<size_t>(width, 64); }
+  void reserve(size_t candidates) { kept.reserve(std::min(candidates, room())); }
   void push(const Candidate& c) {
     kept.push_back(c);
-    if (kept.size() < width + std::max<size_t>(width, 64)) return;
+    if (kept.size() < room()) return;
     cut();
-    reach = std::min_element(kept.begin(), kept.end(), [](auto& a, auto& b) { return a.key < b.key; })
-                ->key;
+    reach = std::min_element(kept.begin(), kept.end(), [](auto& a, auto& b) {
+              return a.key < b.key;
+            })->key;
   }
   void cut() {
     if (kept.size() <= width) return;
@@ -55,8 +58,7 @@ struct Children {
 
   void keys(int64_t at, int64_t n, float* cumulative, float* key) const {
     for (int64_t j = 0; j < n; ++j) cumulative[j] = score + logprobs[at + j];
-    for (int64_t j = 0; j < n; ++j)
-      key[j] = cumulative[j] + (bonus ? bonus[at + j] : row_bonus);
+    for (int64_t j = 0; j < n; ++j) key[j] = cumulative[j] + (bonus ? bonus[at + j] : row_bonus);
     if (norm != 1.f)
       for (int64_t j = 0; j < n; ++j) key[j] /= norm;
   }
@@ -81,16 +83,17 @@ struct Item {
   int64_t begin, end;  // in the rows ordered by group
 };
 
-// scores [R]; logprobs, tokens [R, k]; groups [R]; bonus None, [R] or [R, k]; length None or [R]; parents,
-// best_tokens, best_scores [G, width]
-void select_beams(py::handle scores_, py::handle logprobs_, py::handle tokens_, py::handle groups_,
-                  int64_t width, py::object bonus_, py::object length_, double length_penalty,
-                  py::handle parents_, py::handle best_tokens_, py::handle best_scores_, int threads) {
-  const Tensor scores(scores_), logprobs(logprobs_), tokens(tokens_), groups_tensor(groups_);
-  const Tensor parents(parents_), best_tokens(best_tokens_), best_scores(best_scores_);
-  const bool has_bonus = !bonus_.is_none(), has_length = !length_.is_none();
-  const Tensor bonus(has_bonus ? bonus_ : scores_), length(has_length ? length_ : groups_);
-  py::gil_scoped_release release;
+}  // namespace
+
+// scores [R]; logprobs, tokens [R, k]; groups [R]; bonus None, [R] or [R, k]; length None or [R];
+// parents, best_tokens, best_scores [G, width]
+void select_beams(const Tensor& scores, const Tensor& logprobs, const Tensor& tokens,
+                  const Tensor& groups_tensor, int64_t width, const OptionalTensor& bonus_tensor,
+                  const OptionalTensor& length_tensor, double length_penalty, const Tensor& parents,
+                  const Tensor& best_tokens, const Tensor& best_scores, int threads) {
+  const bool has_bonus = bonus_tensor.has_value(), has_length = length_tensor.has_value();
+  const Tensor &bonus = has_bonus ? *bonus_tensor : scores,
+               &length = has_length ? *length_tensor : groups_tensor;
   const int64_t rows = scores.size(0), k = logprobs.size(1), groups = parents.size(0);
   const Indices group(groups_tensor), lengths(length), token(tokens);
   const bool divide = has_length && length_penalty != 0.0, each = has_bonus && bonus.t.ndim == 2;
@@ -109,8 +112,10 @@ void select_beams(py::handle scores_, py::handle logprobs_, py::handle tokens_, 
 
   std::vector<Item> items;
   std::vector<int64_t> first_item(groups + 1);
-  const int64_t rows_an_item = std::max<int64_t>(1, kCandidatesAnItem / std::max<int64_t>(k, 1));
+  const int64_t least = std::max<int64_t>(1, kCandidatesAnItem / std::max<int64_t>(k, 1));
   for (int64_t g = 0; g < groups; ++g) {
+    // As few items as there are threads: each has to find its own bound.
+    const int64_t rows_an_item = std::max(least, (first[g + 1] - first[g] + threads - 1) / threads);
     for (int64_t r = first[g]; r < first[g + 1]; r += rows_an_item)
       items.push_back({r, std::min(first[g + 1], r + rows_an_item)});
     first_item[g + 1] = items.size();
@@ -119,6 +124,7 @@ void select_beams(py::handle scores_, py::handle logprobs_, py::handle tokens_, 
   if (rows * k < kCandidatesAThread) threads = 1;
   std::vector<Best> best(items.size(), Best{static_cast<size_t>(width)});
   parallel_for(items.size(), threads, [&](int64_t i) {
+    best[i].reserve((items[i].end - items[i].begin) * k);
     for (int64_t at = items[i].begin; at < items[i].end; ++at) {
       const int64_t r = order[at];
       const float* row_bonus = has_bonus ? bonus.data<float>() + r * bonus.stride(0) : nullptr;
@@ -136,22 +142,20 @@ void select_beams(py::handle scores_, py::handle logprobs_, py::handle tokens_, 
   });
   parallel_for(groups, threads, [&](int64_t g) {
     Best all{static_cast<size_t>(width)};
-    for (int64_t i = first_item[g]; i < first_item[g + 1]; ++i)
+    const int64_t begin = first_item[g];
+    if (begin < first_item[g + 1]) all.kept.swap(best[begin].kept);
+    for (int64_t i = begin + 1; i < first_item[g + 1]; ++i)
       all.kept.insert(all.kept.end(), best[i].kept.begin(), best[i].kept.end());
     all.cut();
     std::sort(all.kept.begin(), all.kept.end(), better);
-    all.kept.resize(width, {0.f, -INFINITY, -1, -1, 0});
+    const int64_t found = all.kept.size();
     for (int64_t j = 0; j < width; ++j) {
-      const Candidate& c = all.kept[j];
+      const Candidate c = j < found ? all.kept[j] : Candidate{0.f, -INFINITY, -1, -1, 0};
       parents.data<int64_t>()[g * width + j] = c.parent;
       best_tokens.data<int64_t>()[g * width + j] = c.token;
       best_scores.data<float>()[g * width + j] = c.score;
     }
   });
 }
-
-}  // namespace
-
-void bind_select_beams(py::module_& m) { m.def("select_beams", &select_beams); }
 
 }  // namespace pyttc

@@ -1,5 +1,5 @@
 #include "attention.h"
-#include "module.h"
+#include "ops.h"
 
 namespace pyttc {
 namespace {
@@ -15,19 +15,19 @@ KvLayout layout_of(const Tensor& k, const Tensor& v, int64_t width) {
   return layout;
 }
 
+}  // namespace
+
 // A forest of one root a group, its prefix, with one child a path, its suffix.
-void shared_prefix_attention(py::handle q_, py::handle k_prefix_, py::handle v_prefix_,
-                             py::handle k_suffix_, py::handle v_suffix_, py::handle suffix_lens_,
-                             py::object prefix_lens_, double scale, py::handle out_,
-                             py::handle lse_, int threads) {
-  const Tensor q(q_), k_prefix(k_prefix_), v_prefix(v_prefix_), k_suffix(k_suffix_),
-      v_suffix(v_suffix_), out(out_), lse(lse_);
-  const Indices suffix_lens{Tensor(suffix_lens_)};
-  const bool ragged = !prefix_lens_.is_none();
-  const Indices prefix_lens = ragged ? Indices(Tensor(prefix_lens_)) : Indices();
+void shared_prefix_attention(const Tensor& q, const Tensor& k_prefix, const Tensor& v_prefix,
+                             const Tensor& k_suffix, const Tensor& v_suffix,
+                             const Tensor& suffix_lens_tensor,
+                             const OptionalTensor& prefix_lens_tensor, double scale,
+                             const Tensor& out, const Tensor& lse, int threads) {
+  const Indices suffix_lens{suffix_lens_tensor};
+  const bool ragged = prefix_lens_tensor.has_value();
+  const Indices prefix_lens = ragged ? Indices(*prefix_lens_tensor) : Indices();
   const int64_t groups = q.size(0), paths = q.size(1), p = k_prefix.size(1), s = k_suffix.size(2);
   const int64_t width = q.dtype() == DType::f32 ? 4 : 2;
-  py::gil_scoped_release release;
 
   const KvLayout prefix = layout_of(k_prefix, v_prefix, width);
   const KvLayout suffix = layout_of(k_suffix, v_suffix, width);
@@ -67,12 +67,6 @@ void shared_prefix_attention(py::handle q_, py::handle k_prefix_, py::handle v_p
   call.scale = static_cast<float>(scale);
   call.threads = threads;
   attention(call);
-}
-
-}  // namespace
-
-void bind_shared_prefix_attention(py::module_& m) {
-  m.def("shared_prefix_attention", &shared_prefix_attention);
 }
 
 }  // namespace pyttc

@@ -1,8 +1,9 @@
-// Bound by memory: each row of k and v is read once and written once. Rows are dealt to threads by a
-// hash of their slot, so that rows for the same slot meet in one thread, in order, and the last wins.
+// Bound by memory: each row of k and v is read once and written once. Rows are dealt to threads by
+// a hash of their slot, so that rows for the same slot meet in one thread, in order, and the last
+// wins.
 #include <cstring>
 
-#include "module.h"
+#include "ops.h"
 #include "overlap.h"
 #include "parallel.h"
 
@@ -36,15 +37,14 @@ struct RowCopy {
   void copy(int64_t n, int64_t page_index, int64_t offset) const {
     const char* from = rows + n * row;
     char* to = pages + page_index * page + offset * slot;
-    for (int64_t h = 0; h < heads; ++h)
-      std::memcpy(to + h * slot_head, from + h * row_head, bytes);
+    for (int64_t h = 0; h < heads; ++h) std::memcpy(to + h * slot_head, from + h * row_head, bytes);
   }
 };
 
-void store_kv(py::handle k_, py::handle v_, py::handle k_pages_, py::handle v_pages_,
-              py::handle slots_, int threads) {
-  const Tensor k(k_), v(v_), k_pages(k_pages_), v_pages(v_pages_), slots(slots_);
-  py::gil_scoped_release release;
+}  // namespace
+
+void store_kv(const Tensor& k, const Tensor& v, const Tensor& k_pages, const Tensor& v_pages,
+              const Tensor& slots, int threads) {
   const Extent k_extent(k), v_extent(v), k_pool(k_pages), v_pool(v_pages);
   require_single("k_pages", k_pool);
   require_single("v_pages", v_pool);
@@ -58,8 +58,7 @@ void store_kv(py::handle k_, py::handle v_, py::handle k_pages_, py::handle v_pa
   const int64_t end = k_pages.size(0) * page_size;
   for (int64_t i = 0; i < n; ++i)
     if (slot.at(i) < -1 || slot.at(i) >= end)
-      fail("slots", i, slot.at(i),
-           "-1 or a slot below pages * page_size = " + std::to_string(end));
+      fail("slots", i, slot.at(i), "-1 or a slot below pages * page_size = " + std::to_string(end));
   if (k.numel() == 0) return;
 
   const int64_t width = k_extent.width;
@@ -76,9 +75,5 @@ void store_kv(py::handle k_, py::handle v_, py::handle k_pages_, py::handle v_pa
     }
   });
 }
-
-}  // namespace
-
-void bind_store_kv(py::module_& m) { m.def("store_kv", &store_kv); }
 
 }  // namespace pyttc

@@ -1,6 +1,6 @@
-// Do two tensors share memory? The in-place ops refuse arguments that do, since their result would then
-// depend on the order of the copies. Pools are often interleaved (keys and values of a page side by side
-// in one tensor), so ranges of addresses alone cannot decide.
+// Do two tensors share memory? The in-place ops refuse arguments that do, since their result would
+// then depend on the order of the copies. Pools are often interleaved (keys and values of a page
+// side by side in one tensor), so ranges of addresses alone cannot decide.
 #pragma once
 #include <algorithm>
 
@@ -8,7 +8,8 @@
 
 namespace pyttc {
 
-// The elements of a tensor as offsets from `begin`: dimensions by ascending stride, sizes 1 left out.
+// The elements of a tensor as offsets from `begin`: dimensions by ascending stride, sizes 1 left
+// out.
 struct Extent {
   const char* begin;
   int64_t width, rank = 0, reach = 0;  // bytes an element; the largest offset, in elements
@@ -59,16 +60,16 @@ inline bool share_memory(const Extent& a, const Extent& b) {
 inline void require_apart(const char* name, const Extent& tensor, const char* other_name,
                           const Extent& other) {
   if (share_memory(tensor, other))
-    throw py::value_error(std::string(name) + ": got memory it shares with " + other_name +
-                          ", expected memory of its own");
+    throw std::invalid_argument(std::string(name) + ": got memory it shares with " + other_name +
+                                ", expected memory of its own");
 }
 
 // For a tensor that is written.
 inline void require_single(const char* name, const Extent& tensor) {
   if (tensor.overlaps_itself && !tensor.empty)
-    throw py::value_error(std::string(name) +
-                          ": got elements that share memory (an expanded tensor?), "
-                          "expected each to have its own");
+    throw std::invalid_argument(std::string(name) +
+                                ": got elements that share memory (an expanded tensor?), "
+                                "expected each to have its own");
 }
 
 }  // namespace pyttc

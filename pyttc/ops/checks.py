@@ -39,9 +39,7 @@ def fail_stride(**tensors: torch.Tensor) -> NoReturn:
     fail(name, f"stride {tensor.stride(-1)} in the last dimension", "1: call .contiguous()")
 
 
-def check_range(
-    name: str, values: torch.Tensor, low: int, high: int | None, expected: str
-) -> None:
+def check_range(name: str, values: torch.Tensor, low: int, high: int | None, expected: str) -> None:
     """For references: names the first element of a 1-D tensor outside low <= value < high."""
     outside = ((values < low) | (False if high is None else values >= high)).nonzero()
     if outside.numel():
@@ -50,7 +48,9 @@ def check_range(
 
 
 def _dims(tensor: torch.Tensor) -> list[tuple[int, int]]:
-    return sorted((stride, n) for n, stride in zip(tensor.shape, tensor.stride(), strict=True) if n > 1)
+    return sorted(
+        (stride, n) for n, stride in zip(tensor.shape, tensor.stride(), strict=True) if n > 1
+    )
 
 
 def _reach(dims: list[tuple[int, int]]) -> int:

@@ -163,7 +163,9 @@ def reference(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     rows, k = logprobs.shape
     count = rows if num_groups is None else num_groups
-    checks.check_range("groups", groups, 0, count, f"a group from 0 to num_groups - 1 = {count - 1}")
+    checks.check_range(
+        "groups", groups, 0, count, f"a group from 0 to num_groups - 1 = {count - 1}"
+    )
     if length is not None:
         checks.check_range("length", length, 1, None, "a length of at least 1")
     cumulative = scores[:, None] + logprobs
