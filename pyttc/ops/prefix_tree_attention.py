@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from .. import _C
-from ..dispatch import Implementation, register
+from ..dispatch import Implementation, register, triton
 from ..prefix_tree import PrefixTree
 from . import checks
 
@@ -70,6 +70,7 @@ def prefix_tree_attention(
         tree.page_ids,
         tree.lengths,
         tree.leaves,
+        plan=tree.plan(q, k_pages) if impl in ON_GPU or (impl is None and q.is_cuda) else None,
         scale=scale,
         window=window,
         softcap=softcap,
@@ -88,6 +89,7 @@ def check(
     lengths: torch.Tensor,
     leaves: torch.Tensor,
     *,
+    plan: list[torch.Tensor] | None = None,
     scale: float | None = None,
     window: int | None = None,
     softcap: float | None = None,
@@ -165,6 +167,7 @@ def fake(
     lengths: torch.Tensor,
     leaves: torch.Tensor,
     *,
+    plan: list[torch.Tensor] | None = None,
     scale: float | None = None,
     window: int | None = None,
     softcap: float | None = None,
@@ -184,6 +187,7 @@ def reference(
     lengths: torch.Tensor,
     leaves: torch.Tensor,
     *,
+    plan: list[torch.Tensor] | None = None,
     scale: float | None = None,
     window: int | None = None,
     softcap: float | None = None,
@@ -259,6 +263,7 @@ def native(
     lengths: torch.Tensor,
     leaves: torch.Tensor,
     *,
+    plan: list[torch.Tensor] | None = None,
     scale: float | None = None,
     window: int | None = None,
     softcap: float | None = None,
@@ -285,14 +290,16 @@ def native(
 
 
 NO_WINDOW = 2**63 - 1
+ON_GPU = ("triton", "cuda")
 _op = register(
     "prefix_tree_attention(Tensor q, Tensor k_pages, Tensor v_pages, Tensor parents, "
-    "Tensor page_offsets, Tensor page_ids, Tensor lengths, Tensor leaves, *, float? scale=None, "
-    "int? window=None, float? softcap=None, str? impl=None) -> (Tensor, Tensor)",
+    "Tensor page_offsets, Tensor page_ids, Tensor lengths, Tensor leaves, *, Tensor[]? plan=None, "
+    "float? scale=None, int? window=None, float? softcap=None, str? impl=None) -> (Tensor, Tensor)",
     check=check,
     fake=fake,
     impls={
         "reference": Implementation(reference, device=None),
         "native": Implementation(native, device="cpu"),
+        "triton": triton("prefix_tree_attention"),
     },
 ).default

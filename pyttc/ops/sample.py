@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 
 from .. import _C
-from ..dispatch import Implementation, register
+from ..dispatch import Implementation, register, triton
 from . import checks
 from .philox import uniforms
 from .topk_score import LEAST_TEMPERATURE, MAX_K, check_logits, raw_topk, row_stats, stats_dtype
@@ -377,6 +377,7 @@ def native(
 _IMPLS = {
     "reference": Implementation(reference, device=None),
     "native": Implementation(native, device="cpu"),
+    "triton": triton("sample"),
 }
 _RETURNS = f"-> ({', '.join(['Tensor'] * 8)})"
 _op = register(

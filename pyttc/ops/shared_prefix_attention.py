@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from .. import _C
-from ..dispatch import Implementation, register
+from ..dispatch import Implementation, register, triton
 from . import checks
 
 
@@ -236,5 +236,6 @@ _op = register(
     impls={
         "reference": Implementation(reference, device=None),
         "native": Implementation(native, device="cpu"),
+        "triton": triton("shared_prefix_attention"),
     },
 ).default

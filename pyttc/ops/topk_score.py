@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 
 from .. import _C
-from ..dispatch import Implementation, register
+from ..dispatch import Implementation, register, triton
 from . import checks
 
 MAX_K = 1024
@@ -170,5 +170,6 @@ _op = register(
     impls={
         "reference": Implementation(reference, device=None),
         "native": Implementation(native, device="cpu"),
+        "triton": triton("topk_score"),
     },
 ).default
