@@ -32,13 +32,10 @@ class Kept {
   // For each u the first kept column, in index order, whose cumulative mass exceeds u times the
   // total.
   void draw(const double* u, int64_t n, int64_t* columns);
-  // log2 of the share of the raw scan's mass that is kept.
-  double log2_share(const RowTotals& raw) const {
-    return ref_ - raw.ref - raw.log2_sum + log2_sum_;
-  }
+  double log2_mass() const { return log2_mass_; }
 
  private:
-  void use_list(const uint64_t* keys, const double* weights, int64_t n);
+  void use_list(const uint64_t* keys, const float* weights, int64_t n, double ref);
   void use_blocks(const ScannedRow& scanned, const Filter* filter);
   // The last kept column as an order key, among all allowed columns.
   uint64_t find_last(const ScannedRow& allowed, const Filters& filters);
@@ -47,10 +44,10 @@ class Kept {
 
   const Row* row_ = nullptr;
   Scale scale_;
-  double ref_ = 0, log2_sum_ = 0;   // of the kept mass
+  double log2_mass_ = 0;
   std::vector<double> cumulative_;  // of the list's entries, or of the blocks
   bool listed_ = false;
-  std::vector<std::pair<int64_t, double>> list_;  // column, weight
+  std::vector<std::pair<int64_t, float>> list_;  // column, weight
   const ScannedRow* scanned_ = nullptr;
   const Filter* filter_ = nullptr;
   Filter own_filter_;
