@@ -42,9 +42,9 @@ __global__ void __launch_bounds__(kWarps * 32) merge_states_kernel(const MergeSt
   T* out = static_cast<T*>(p.out) + row * p.d;
   for (int64_t i = lane; i < p.d; i += 32) {
     // A weight of 0 belongs to a state that saw nothing: its values are not read into the result.
-    const float x = w.a == 0.f ? 0.f : w.a * to_float(a[i]);
-    const float y = w.b == 0.f ? 0.f : w.b * to_float(b[i]);
-    from_float(x + y, out[i]);
+    const float x = w.a == 0.f ? 0.f : w.a * widen(a[i]);
+    const float y = w.b == 0.f ? 0.f : w.b * widen(b[i]);
+    narrow(x + y, out[i]);
   }
   if (lane == 0) p.lse[row] = w.lse;
 }
