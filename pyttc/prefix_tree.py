@@ -103,9 +103,10 @@ class PrefixTree:
             ids = torch.tensor([int(p) for p in chain.from_iterable(pages)], dtype=torch.int64)
         offsets = torch.zeros(nodes + 1, dtype=torch.int64)
         torch.cumsum(counts, 0, out=offsets[1:])
-        held = {"dtype": torch.int32, "device": device}
-        self.parents, self.lengths, self.leaves = up.to(**held), tokens.to(**held), ends.to(**held)
-        self.page_offsets, self.page_ids = offsets.to(**held), ids.to(**held)
+        held = torch.int32
+        self.parents, self.lengths = up.to(device, held), tokens.to(device, held)
+        self.page_offsets, self.page_ids = offsets.to(device, held), ids.to(device, held)
+        self.leaves = ends.to(device, held)
         self.page_size = page_size
 
     @classmethod
@@ -127,8 +128,14 @@ class PrefixTree:
 
     def to(self, device: torch.device | str) -> PrefixTree:
         """The same tree with its tensors on `device`."""
-        tensors = self.parents, self.page_offsets, self.page_ids, self.lengths, self.leaves
-        return PrefixTree.from_tensors(*(t.to(device) for t in tensors), self.page_size)
+        return PrefixTree.from_tensors(
+            self.parents.to(device),
+            self.page_offsets.to(device),
+            self.page_ids.to(device),
+            self.lengths.to(device),
+            self.leaves.to(device),
+            self.page_size,
+        )
 
     def __repr__(self) -> str:
         return (
