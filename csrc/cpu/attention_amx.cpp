@@ -114,7 +114,8 @@ void values(const AttentionRows& a, const bf16* high, const bf16* low, int from,
   }
 }
 
-void rows_on_tiles(const AttentionRows& a) noexcept {
+// nothrow: with exception tables the file would hold a symbol that the linker shares with others.
+__attribute__((nothrow)) void rows_on_tiles(const AttentionRows& a) {
   alignas(64) float s[kBlock * kTile];
   alignas(64) bf16 high[(kBlock + 16) * kTile], low[(kBlock + 16) * kTile];
   float alpha[kBlock + W];

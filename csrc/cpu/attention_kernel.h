@@ -53,8 +53,7 @@ void pack(const void* const* k, const void* const* v, int begin, int end, int64_
     const T* row = static_cast<const T*>(v[t]);
     float* to = vp + t * padded;
     for (int64_t d = 0; d < whole; d += W) store(to + d, small * load(row + d));
-    if (whole < dim)
-      store(to + whole, small * load_n(row + whole, static_cast<int>(dim - whole)));
+    if (whole < dim) store(to + whole, small * load_n(row + whole, static_cast<int>(dim - whole)));
   }
 }
 
