@@ -151,7 +151,7 @@ ParallelCompile(
 ).install()
 
 setup(
-    packages=["pyttc", "pyttc.ops", "pyttc.triton_kernels"],
+    packages=["pyttc", "pyttc.engine", "pyttc.ops", "pyttc.triton_kernels"],
     package_dir={"pyttc": "pyttc", "pyttc.triton_kernels": "triton_kernels"},
     package_data={"pyttc": ["py.typed"]},
     ext_modules=extensions,
