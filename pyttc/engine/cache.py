@@ -100,10 +100,10 @@ class PathCache:
             if nodes.size > 1:
                 nodes = np.unique(nodes)
             if nodes.size:
-                self._free(nodes)
-                nodes = self.parent[nodes]
+                nodes = self._free(nodes)
 
-    def _free(self, nodes: Ints) -> None:
+    def _free(self, nodes: Ints) -> Ints:
+        """Gives back nodes that nobody holds and their pages; returns their parents."""
         held = pages_for(self.length[nodes], self.page_size)
         rows, columns = _ragged(held)
         freed = self.table[nodes[rows], columns]
@@ -115,6 +115,9 @@ class PathCache:
         self._free_nodes[self._nodes_left : self._nodes_left + nodes.size] = nodes
         self._nodes_left += nodes.size
         self.structure += 1
+        parents = self.parent[nodes]
+        self.parent[nodes], self.length[nodes] = ROOT, 0
+        return parents
 
     # --- writing
 
@@ -248,7 +251,6 @@ class PathCache:
         self._nodes_left -= count
         self.structure += 1
         taken = self._free_nodes[self._nodes_left : self._nodes_left + count][::-1].copy()
-        self.length[taken] = 0
         return taken
 
     # --- prompts that begin alike
