@@ -15,4 +15,6 @@ PYBIND11_MODULE(_C, m) {
     return py::make_tuple(r.word[0], r.word[1], r.word[2], r.word[3]);
   });
   bind_merge_states(m);
+  bind_prefix_tree_attention(m);
+  bind_shared_prefix_attention(m);
 }

@@ -5,5 +5,7 @@
 namespace pyttc {
 
 void bind_merge_states(py::module_& m);
+void bind_prefix_tree_attention(py::module_& m);
+void bind_shared_prefix_attention(py::module_& m);
 
 }  // namespace pyttc
