@@ -105,7 +105,7 @@ class PathCache:
     def _free(self, nodes: Ints) -> Ints:
         """Gives back nodes that nobody holds and their pages; returns their parents."""
         held = pages_for(self.length[nodes], self.page_size)
-        rows, columns = _ragged(held)
+        rows, columns = ragged(held)
         freed = self.table[nodes[rows], columns]
         self._free_pages[self._pages_left : self._pages_left + freed.size] = freed
         self._pages_left += freed.size
@@ -223,9 +223,30 @@ class PathCache:
             if widest > self.table.shape[1]:
                 more = max(widest, 2 * self.table.shape[1]) - self.table.shape[1]
                 self.table = np.pad(self.table, ((0, 0), (0, more)))
-            rows, columns = _ragged(extra)
+            rows, columns = ragged(extra)
             self.table[leaves[rows], have[rows] + columns] = self._take_pages(total)
             self.structure += 1
+
+    def take_back(self, leaves: Ints, counts: Ints) -> None:
+        """Undoes the lengthening of a `write` whose tokens were not stored after all."""
+        have = pages_for(self.length[leaves], self.page_size)
+        self.length[leaves] -= counts
+        keep = pages_for(self.length[leaves], self.page_size)
+        rows, columns = ragged(have - keep)
+        freed = self.table[leaves[rows], keep[rows] + columns]
+        self._free_pages[self._pages_left : self._pages_left + freed.size] = freed
+        self._pages_left += freed.size
+        self.structure += 1
+
+    def tokens_under(self, leaves: Ints) -> int:
+        """Tokens of all nodes on the way from the root to `leaves`, each node once."""
+        seen = np.zeros(self.refs.size, bool)
+        nodes = leaves
+        while nodes.size:
+            seen[nodes] = True
+            nodes = self.parent[nodes]
+            nodes = nodes[(nodes > ROOT) & ~seen[nodes]]
+        return int(self.length[seen].sum())
 
     def slots(self, leaves: Ints, positions: Ints) -> Ints:
         """Where in the pool the tokens at `positions` (from the root) lie, all of them in their leaf."""
@@ -302,7 +323,7 @@ class PathCache:
         return int(self.parent[node]), tokens[: self.page_size].tobytes()
 
 
-def _ragged(counts: Ints) -> tuple[Ints, Ints]:
+def ragged(counts: Ints) -> tuple[Ints, Ints]:
     """For each i, counts[i] entries: the row i, and 0 .. counts[i] - 1."""
     rows = np.repeat(np.arange(counts.size), counts)
     return rows, np.arange(rows.size) - np.repeat(np.cumsum(counts) - counts, counts)
