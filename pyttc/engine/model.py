@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
 from . import attention
-from .rows import fix_rows, padded_rows, same_bits
+from .rows import fix_rows, padded_rows, piecewise
 
 PROBE = "pyttc_probe"
 
@@ -38,7 +39,7 @@ class RowModel:
         self.head: nn.Module = model.get_output_embeddings()
         self.softcap: float | None = getattr(self.config, "final_logit_softcapping", None)
         self.vocab: int = self.head.weight.shape[0]  # type: ignore[assignment, index, union-attr]
-        linears = fix_rows(model) if batch_invariant else []
+        linears = fix_rows(model, self.head_dim) if batch_invariant else []
         inner = {m.weight.shape: m.weight for m in linears if m is not self.head}
         self._weights: list[torch.Tensor] = list(inner.values())
         embedded = model.get_input_embeddings().weight.numel()
@@ -71,8 +72,13 @@ class RowModel:
         """[rows, V] from hidden states [rows, H]."""
         logits: torch.Tensor = self.head(hidden)
         if self.softcap is not None:
-            logits = torch.tanh(logits / self.softcap) * self.softcap
+            capped = partial(soft_cap, self.softcap)
+            logits = piecewise(capped, logits) if self.invariant else capped(logits)
         return logits
+
+
+def soft_cap(cap: float, x: torch.Tensor) -> torch.Tensor:
+    return torch.tanh(x / cap) * cap
 
 
 def load(source: str, device: torch.device, dtype: torch.dtype | None, batch_invariant: bool) -> RowModel:

@@ -1,13 +1,21 @@
-"""Linear layers whose result for a row depends on that row alone, bit for bit.
+"""Layers whose result for a row depends on that row alone, bit for bit.
 
 A matrix product may sum in another order when it has another number of rows, so that a path's tokens
 would depend on how many paths run beside it. Here the result of a row is by definition the one it has
 in a block of BLOCK rows on one thread. Larger and smaller blocks are used where a trial with random
 numbers shows that they give the same bits for a weight of that shape, dtype and device with the current
 number of threads; elsewhere the rows are multiplied block by block.
+
+An exponential or a cosine has other bits in torch's vector loop than in the scalar loop for what is
+left over, and what is left over depends on the number of rows and threads. Activations and rotary
+embeddings therefore run in pieces small enough for one thread that begin where a vector does.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -15,6 +23,8 @@ from torch.nn import functional as F
 
 BLOCK = 16
 SIZES = (1, 2, 4, 8, 16, 32, 48, 64, 96, 128, 192, 256)
+PIECE = 32768  # elements that torch's CPU loops give to one thread
+VECTOR = 64  # elements that no vector loop exceeds
 _trials: dict[tuple[object, ...], bool] = {}
 
 
@@ -80,11 +90,41 @@ def blocks(rows: int, weight: torch.Tensor) -> list[tuple[int, int]]:
     return parts
 
 
-def fix_rows(model: nn.Module) -> list[nn.Linear]:
-    """Makes every nn.Linear of `model` a RowsLinear; returns them."""
+def piecewise(function: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+    """An element-wise function of x [..., width] in pieces: an element's bits depend on its column only."""
+    width = x.shape[-1]
+    if not x.is_cpu or (width % VECTOR == 0 and x.numel() <= PIECE):
+        return function(x)
+    flat = x.reshape(-1) if width % VECTOR == 0 else x.reshape(-1, width)
+    pieces = flat.split(PIECE) if flat.dim() == 1 else [p for row in flat for p in row.split(PIECE)]
+    return torch.cat([function(piece) for piece in pieces]).view(x.shape)
+
+
+def rotary_piecewise(
+    forward: Callable[..., tuple[torch.Tensor, ...]],
+    width: int,
+    x: torch.Tensor,
+    position_ids: torch.Tensor,
+    *args: Any,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, ...]:
+    """A rotary embedding of position_ids [1, rows] in pieces of rows, padded to whole vectors."""
+    rows, step = position_ids.shape[1], PIECE // max(width, VECTOR)
+    padded = F.pad(position_ids, (0, -rows % VECTOR))
+    pieces = [forward(x, p, *args, **kwargs) for p in padded.split(step // VECTOR * VECTOR, 1)]
+    return tuple(torch.cat(parts, 1)[:, :rows] for parts in zip(*pieces, strict=True))
+
+
+def fix_rows(model: nn.Module, head_dim: int) -> list[nn.Linear]:
+    """Makes the layers of `model` depend on rows alone; returns the linear ones."""
     layers = [m for m in model.modules() if type(m) is nn.Linear]
     for layer in layers:
         layer.__class__ = RowsLinear
+    for module in model.modules():
+        if type(module).__module__ in ("transformers.activations", "torch.nn.modules.activation"):
+            module.forward = partial(piecewise, module.forward)
+        elif type(module).__name__.endswith("RotaryEmbedding"):
+            module.forward = partial(rotary_piecewise, module.forward, head_dim)
     return layers
 
 
