@@ -31,7 +31,7 @@ def sample_inputs():
     calls = [(states(shape, dtype), {}) for shape in shapes for dtype in DTYPES]
     calls.append((tuple(spread(t) for t in states((3, 5, 33))), {}))
     calls.append((tuple(spread(t) for t in states((4, 6, 16), torch.bfloat16)), {}))
-    out, lse, _, _ = states((3, 5, 8))
+    out, lse = torch.linspace(-3, 3, 120).view(3, 5, 8), torch.linspace(-2, 2, 15).view(3, 5)
     calls.append(((out, lse, out, lse[:, :1].expand(3, 5)), {}))
     calls.append((states((2, 9)), {"impl": "native"}))
     calls.append(((*(t.double() for t in states((2, 9))),), {"impl": "reference"}))
@@ -42,7 +42,7 @@ def invalid_calls():
     out, lse, _, _ = states((3, 8))
     wide = spread(out, last=2)
     return [
-        ((lse[0], lse, out, lse), {}, "out_b"),
+        ((lse[0], lse, out, lse), {}, "out_a"),
         ((out[0, 0], lse, out, lse), {}, "out_a"),
         ((out.long(), lse, out, lse), {}, "out_a"),
         ((out, lse, out.half(), lse), {}, "out_b"),

@@ -91,7 +91,7 @@ def check(
         checks.fail_shape("scores", scores, "[R]")
     if logprobs.dtype is not dtype:
         checks.fail_dtype("logprobs", logprobs, f"{dtype}, as scores")
-    if len(shape) != 2 or shape[:1] != rows:
+    if len(shape) != 2 or shape[0] != rows[0]:
         checks.fail_shape("logprobs", logprobs, f"[{rows[0]}, k]")
     if tokens.dtype not in checks.INTS:
         checks.fail_dtype("tokens", tokens, "int32 or int64")

@@ -57,7 +57,7 @@ def check(
         checks.fail_shape("v", v, f"{list(shape)}, as k")
     if v.dtype is not dtype:
         checks.fail_dtype("v", v, f"{dtype}, as k")
-    if len(pool) != 4 or pool[2:] != shape[1:]:
+    if len(pool) != 4 or pool[2] != shape[1] or pool[3] != shape[2]:
         checks.fail_shape("k_pages", k_pages, f"[pages, page_size, {shape[1]}, {shape[2]}]")
     if k_pages.dtype is not dtype:
         checks.fail_dtype("k_pages", k_pages, f"{dtype}, as k")
@@ -67,7 +67,7 @@ def check(
         checks.fail_dtype("v_pages", v_pages, f"{dtype}, as k")
     if slots.dtype not in checks.INTS:
         checks.fail_dtype("slots", slots, "int32 or int64")
-    if slots.shape != shape[:1]:
+    if len(slots.shape) != 1 or slots.shape[0] != shape[0]:
         checks.fail_shape("slots", slots, f"[{shape[0]}], one a row of k")
     if not device == v.device == k_pages.device == v_pages.device == slots.device:
         checks.fail_device(device, v=v, k_pages=k_pages, v_pages=v_pages, slots=slots)
