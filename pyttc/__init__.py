@@ -32,4 +32,15 @@ __all__ = [
     "select_beams",
     "shared_prefix_attention",
     "store_kv",
+from .ops.sample import Sample, sample  # noqa: E402
+from .ops.topk_score import TopKScore, topk_score  # noqa: E402
+
+__version__ = "0.1.0"
+__all__ = [
+    "Sample",
+    "TopKScore",
+    "explain",
+    "merge_states",
+    "sample",
+    "topk_score",
 ]

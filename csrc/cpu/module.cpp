@@ -20,4 +20,6 @@ PYBIND11_MODULE(_C, m) {
   bind_shared_prefix_attention(m);
   bind_select_beams(m);
   bind_store_kv(m);
+  bind_sample(m);
+  bind_topk_score(m);
 }

@@ -10,5 +10,7 @@ void bind_prefix_tree_attention(py::module_& m);
 void bind_shared_prefix_attention(py::module_& m);
 void bind_select_beams(py::module_& m);
 void bind_store_kv(py::module_& m);
+void bind_sample(py::module_& m);
+void bind_topk_score(py::module_& m);
 
 }  // namespace pyttc

@@ -7,6 +7,9 @@
 #include "float16.h"
 
 #if defined(__AVX2__)
+// gcc 12 warns of its own AVX-512 header.
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #include <immintrin.h>
 #endif
 

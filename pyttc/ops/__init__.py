@@ -6,6 +6,8 @@ from .prefix_tree_attention import prefix_tree_attention
 from .shared_prefix_attention import shared_prefix_attention
 from .select_beams import select_beams
 from .store_kv import store_kv
+from .sample import sample
+from .topk_score import topk_score
 
 __all__ = [
     "copy_pages",
@@ -14,4 +16,6 @@ __all__ = [
     "shared_prefix_attention",
     "select_beams",
     "store_kv",
+    "sample",
+    "topk_score",
 ]

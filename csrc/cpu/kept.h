@@ -1,0 +1,58 @@
+// Which columns of a row the filters keep, and draws among them. The kept set is a prefix of the
+// order (value descending, column ascending). The best columns of the scan nearly always hold it:
+// then it is a list. Any other kept set is given by its last (value, column), found by histograms
+// of all columns, and by the block sums of one more scan.
+#pragma once
+#include <vector>
+
+#include "row_score.h"
+
+namespace pyttc {
+
+struct Filters {
+  const int32_t* mask = nullptr;  // null: every column is allowed
+  int64_t top_k = 0;              // 0: off
+  double top_p = 1, min_p = 0;    // 1 and 0: off
+
+  bool any() const { return top_k || top_p < 1 || min_p > 0; }
+};
+
+// How many of the best columns `Kept` wants to look at.
+int64_t candidates_of(const Filters& filters);
+
+class Kept {
+ public:
+  // Keeps what `filters` leave of the row. `raw` is its scan, with candidates_of(filters) best
+  // columns if there is no mask; both must outlive the draws. False if nothing is left.
+  bool find(const Row& row, const ScannedRow& raw, const Scale& scale, const Filters& filters,
+            int threads);
+  // For each u the first kept column, in index order, whose cumulative mass exceeds u times the
+  // total.
+  void draw(const double* u, int64_t n, int64_t* columns);
+  double log2_mass() const { return log2_mass_; }
+
+ private:
+  void use_list(const uint64_t* keys, const float* weights, int64_t n, double ref);
+  void use_blocks(const ScannedRow& scanned, const Filter* filter);
+  // The last kept column as an order key, among all allowed columns.
+  uint64_t find_last(const ScannedRow& allowed, const Filters& filters);
+  int64_t column_in(int64_t block, double target, const double* groups) const;
+
+  const Row* row_ = nullptr;
+  Scale scale_;
+  double log2_mass_ = 0;
+  std::vector<double> cumulative_;  // of the list's entries, or of the blocks
+  bool listed_ = false;
+  std::vector<std::pair<int64_t, float>> list_;  // column, weight
+  const ScannedRow* scanned_ = nullptr;
+  const Filter* filter_ = nullptr;
+  Filter own_filter_;
+  ScannedRow own_;
+  // Of many draws from one row: where the search for a target starts, the blocks' cumulative group
+  // sums.
+  std::vector<int32_t> guide_;
+  std::vector<double> groups_;
+  std::vector<char> have_groups_;
+};
+
+}  // namespace pyttc
