@@ -1,5 +1,6 @@
 """The engine: paths over one paged cache, on any transformers model with ordinary attention."""
 
+from .attention import register
 from .cache import OutOfPages
 from .cost import Cost, Work
 from .engine import Engine
@@ -7,4 +8,4 @@ from .head import LinearHead
 from .model import Unsupported
 from .paths import Paths
 
-__all__ = ["Cost", "Engine", "LinearHead", "OutOfPages", "Paths", "Unsupported", "Work"]
+__all__ = ["Cost", "Engine", "LinearHead", "OutOfPages", "Paths", "Unsupported", "Work", "register"]

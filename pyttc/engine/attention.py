@@ -76,68 +76,77 @@ def attend_cache(
     position_bias: torch.Tensor | None = None,
     **_: Any,
 ) -> Attended:
-    """query [B, Hq, T, D]; key and value [B, Hkv, S, D], all that the cache holds. Returns [B, T, Hq, D]."""
-    if s_aux is not None or position_bias is not None or softcap is not None:
+    """query [B, Hq, T, D]; key and value [B, Hkv, S, D], all the cache holds. Returns [B, T, Hq, D]."""
+    if s_aux is not None or position_bias is not None:
         raise ValueError(
-            "attn_implementation='pyttc' has no attention sinks, position biases or soft-caps in "
-            "generate: use pyttc.Engine for a model with soft-caps, 'eager' for the others"
+            "attn_implementation='pyttc' has no attention sinks or position biases: use 'eager'"
         )
-    if query.shape[2] == 1 and not (torch.is_grad_enabled() and query.requires_grad) and not dropout:
-        return _attend_token(query, key, value, attention_mask, scaling), None
-    causal = query.shape[2] > 1 and attention_mask is None and getattr(module, "is_causal", True)
+    trained = torch.is_grad_enabled() and query.requires_grad
+    if query.shape[2] == 1 and not trained and not dropout:
+        if attention_mask is None and softcap is None:
+            return _attend_all(query, key, value, scaling), None
+        return _attend_runs(query, key, value, attention_mask, scaling, softcap), None
     groups = query.shape[1] // key.shape[1]
-    out = F.scaled_dot_product_attention(
-        query,
-        key.repeat_interleave(groups, 1),
-        value.repeat_interleave(groups, 1),
-        attn_mask=attention_mask,
-        dropout_p=dropout,
-        is_causal=causal,
-        scale=scaling,
+    key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+    causal = query.shape[2] > 1 and attention_mask is None and getattr(module, "is_causal", True)
+    if softcap is None:
+        out = F.scaled_dot_product_attention(
+            query, key, value, attention_mask, dropout, is_causal=causal, scale=scaling
+        )
+        return out.transpose(1, 2).contiguous(), None
+    scores = query @ key.transpose(2, 3) * (query.shape[3] ** -0.5 if scaling is None else scaling)
+    scores = softcap * torch.tanh(scores / softcap)
+    if causal:
+        seen = torch.ones(scores.shape[2:], dtype=torch.bool, device=scores.device)
+        attention_mask = seen.tril(scores.shape[3] - scores.shape[2])
+    if attention_mask is not None and attention_mask.dtype is torch.bool:
+        scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
+    elif attention_mask is not None:
+        scores = scores + attention_mask
+    weights = F.dropout(scores.softmax(-1, torch.float32).to(query.dtype), dropout, module.training)
+    return (weights @ value).transpose(1, 2).contiguous(), None
+
+
+def _attend_all(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float | None
+) -> torch.Tensor:
+    """One token a row that sees all its row holds: every row a group of its own."""
+    k, v = key.transpose(1, 2), value.transpose(1, 2)
+    lens = torch.zeros(k.shape[0], 1, dtype=torch.int64, device=k.device)
+    nothing = k.new_empty(k.shape[0], 1, 0, *k.shape[2:])
+    out, _lse = shared_prefix_attention(
+        query.transpose(1, 2), k, v, nothing, nothing, lens, scale=scale
     )
-    return out.transpose(1, 2).contiguous(), None
+    return out
 
 
-def _attend_token(
+def _attend_runs(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
     mask: torch.Tensor | None,
     scale: float | None,
+    softcap: float | None,
 ) -> torch.Tensor:
+    """One token a row that sees one run of what its row holds, as padding and windows leave it."""
     batch, length = key.shape[0], key.shape[2]
-    k, v = key.transpose(1, 2), value.transpose(1, 2)
-    if mask is None:
-        lens = torch.full((batch,), length, dtype=torch.int64, device=key.device)
-        return _attend_runs(query, k, v, lens, scale)
-    # padding and windows leave each row one run of visible tokens
-    visible = mask.expand(batch, -1, -1, -1)[:, 0, 0, :length]
-    if visible.dtype is not torch.bool:
-        visible = visible == 0
-    first = visible.to(torch.int8).argmax(-1)
-    lens = visible.sum(-1)
-    steps = torch.arange(length, device=key.device)
-    run = (steps >= first[:, None]) & (steps < (first + lens)[:, None])
-    if not torch.equal(run, visible):
-        raise ValueError(
-            "attn_implementation='pyttc' serves masks that leave each row one run of visible tokens "
-            "(padding, sliding windows), and this one does not: use 'eager'"
-        )
-    at = (first[:, None] + steps).clamp(max=length - 1)[:, :, None, None]
-    at = at.expand(-1, -1, k.shape[2], k.shape[3])
-    return _attend_runs(query, k.gather(1, at), v.gather(1, at), lens, scale)
-
-
-def _attend_runs(
-    query: torch.Tensor, k: torch.Tensor, v: torch.Tensor, lens: torch.Tensor, scale: float | None
-) -> torch.Tensor:
-    """Each row its own group: query [B, Hq, 1, D], the first lens[b] of k, v [B, S, Hkv, D]."""
-    none = lens.new_zeros(lens.shape[0], 1)
-    nothing = k.new_empty(k.shape[0], 1, 0, *k.shape[2:])
-    out, _lse = shared_prefix_attention(
-        query.transpose(1, 2), k, v, nothing, nothing, none, prefix_lens=lens, scale=scale
-    )
-    return out
+    visible = torch.ones(batch, length, dtype=torch.bool)
+    if mask is not None:
+        seen = mask if mask.dtype is torch.bool else mask == 0
+        visible = seen.expand(batch, -1, -1, -1)[:, 0, 0, :length].cpu()
+    outs = []
+    for row, tokens in enumerate(visible):
+        pages = tokens.nonzero()[:, 0]
+        if pages.numel() and int(pages[-1] - pages[0]) != pages.numel() - 1:
+            raise ValueError(
+                "attn_implementation='pyttc' serves masks that leave each row one run of visible "
+                "tokens (padding, sliding windows), and this one does not: use 'eager'"
+            )
+        tree = PrefixTree([-1], [pages], [pages.numel()], [0], 1, device=key.device)
+        k, v = (t[row].transpose(0, 1).unsqueeze(1) for t in (key, value))
+        q = query[row].transpose(0, 1)
+        outs.append(prefix_tree_attention(q, k, v, tree, scale=scale, softcap=softcap)[0])
+    return torch.stack(outs)
 
 
 def register() -> None:
