@@ -17,7 +17,9 @@ from tests.common import threads
 
 
 def load(kind: str, folder: Any, dtype: torch.dtype = torch.float32, **changes: Any) -> Engine:
-    engine = Engine.from_pretrained(tiny_models.make(kind, folder, dtype, **changes), memory="48MiB")
+    engine = Engine.from_pretrained(
+        tiny_models.make(kind, folder, dtype, **changes), memory="48MiB"
+    )
     # what nobody stored must never be read
     engine.pool.k.fill_(torch.nan)
     engine.pool.v.fill_(torch.nan)
@@ -174,7 +176,9 @@ def test_prompt_given_to_generate_on_pyttc_kernels(tmp_path: Any) -> None:
 
         register()
         eager = tiny_models.plain_model(folder)
-        ours = transformers.AutoModelForCausalLM.from_pretrained(folder, attn_implementation="pyttc")
+        ours = transformers.AutoModelForCausalLM.from_pretrained(
+            folder, attn_implementation="pyttc"
+        )
         ids = torch.tensor([[1, 1, 1, 7, 8, 9], [20, 21, 22, 23, 24, 25]])
         mask = torch.tensor([[0, 0, 0, 1, 1, 1], [1, 1, 1, 1, 1, 1]])
         for keep in (slice(1, 2), slice(0, 2)):

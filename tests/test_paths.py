@@ -176,9 +176,13 @@ def test_statistics_of_every_token(no_eos: Engine) -> None:
         expected = logp.gather(1, torch.tensor(row)[:, None])[:, 0]
         drawn = torch.tensor([True] * 6 + [False] * forced + [True] * 2)
         assert torch.equal(paths.logprobs[i].isnan(), ~drawn)
-        torch.testing.assert_close(paths.logprobs[i][drawn].double(), expected[drawn], atol=1e-4, rtol=0)
+        torch.testing.assert_close(
+            paths.logprobs[i][drawn].double(), expected[drawn], atol=1e-4, rtol=0
+        )
         entropy = -(logp.exp() * logp).sum(-1)
-        torch.testing.assert_close(paths.entropy[i][drawn].double(), entropy[drawn], atol=1e-4, rtol=0)
+        torch.testing.assert_close(
+            paths.entropy[i][drawn].double(), entropy[drawn], atol=1e-4, rtol=0
+        )
         top = -logp.topk(4).values.mean(-1)
         torch.testing.assert_close(paths.confidence[i][:6].double(), top[:6], atol=1e-4, rtol=0)
         assert paths.confidence[i][6:].isnan().all()
@@ -204,9 +208,13 @@ def test_a_linear_head_scores_without_a_pass_of_its_own(no_eos: Engine, tmp_path
         ids = torch.tensor([[*paths.prompts[0].tolist(), *row[:5]]])
         with torch.inference_mode():
             hidden = model.base_model(ids).last_hidden_state[0, -1]
-        torch.testing.assert_close(scores[i], torch.sigmoid(hidden @ head.weight + 0.5), atol=1e-4, rtol=1e-4)
-    assert torch.equal(scores[2:4], no_eos.prefill("the steps").fork(2, seed=0, start=2).decode(
-        max_new_tokens=5).score(head))
+        torch.testing.assert_close(
+            scores[i], torch.sigmoid(hidden @ head.weight + 0.5), atol=1e-4, rtol=1e-4
+        )
+    assert torch.equal(
+        scores[2:4],
+        no_eos.prefill("the steps").fork(2, seed=0, start=2).decode(max_new_tokens=5).score(head),
+    )
 
 
 def test_cost_has_two_columns(no_eos: Engine) -> None:

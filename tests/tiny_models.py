@@ -72,7 +72,9 @@ def save_tokenizer(folder: Path) -> None:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(["the steps; then\n\nthe next; and the last step. " * 20], trainer)
+    tokenizer.train_from_iterator(
+        ["the steps; then\n\nthe next; and the last step. " * 20], trainer
+    )
     transformers.PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>"
     ).save_pretrained(folder)

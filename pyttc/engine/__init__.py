@@ -5,7 +5,7 @@ from .cache import OutOfPages
 from .cost import Cost, Work
 from .engine import Engine
 from .head import LinearHead
-from .model import Unsupported
 from .paths import Paths
+from .support import Unsupported
 
 __all__ = ["Cost", "Engine", "LinearHead", "OutOfPages", "Paths", "Unsupported", "Work", "register"]

@@ -50,7 +50,10 @@ def decode(
     paths.begin_writing()
     decoded = np.zeros(n, np.int64)
     start, charged = time.perf_counter(), 0.0
-    with bar(progress, int(np.minimum(limit, room)[running].sum())) as advance, held_interrupts() as check:
+    with (
+        bar(progress, int(np.minimum(limit, room)[running].sum())) as advance,
+        held_interrupts() as check,
+    ):
         while running.size:
             logits = paths.logits(running)
             keys, ids = paths.sample_identity(running)
@@ -64,7 +67,10 @@ def decode(
                 positions=positions,
                 mask=mask_rows(mask, at),
                 topk=confidence,
-                **{k: v if v is None or isinstance(v, (int, float)) else v[at] for k, v in rows.items()},
+                **{
+                    k: v if v is None or isinstance(v, (int, float)) else v[at]
+                    for k, v in rows.items()
+                },
             )
             tokens = drawn.tokens.cpu().numpy()
             valid = tokens >= 0

@@ -17,6 +17,7 @@ from .cost import Cost, Prices, Work
 from .model import RowModel, load
 from .paths import Paths
 from .pool import KVPool
+from .support import check_answers
 from .tree import TreeBuilder
 
 CHUNK = 256  # rows a pass over a prompt
@@ -95,7 +96,9 @@ class Engine:
         if device is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         model = load(str(source), torch.device(device), dtype, batch_invariant)
-        return cls(model, load_tokenizer(str(source)), memory=memory, page_size=page_size)
+        engine = cls(model, load_tokenizer(str(source)), memory=memory, page_size=page_size)
+        check_answers(engine)
+        return engine
 
     # --- memory
 
@@ -125,7 +128,9 @@ class Engine:
         )
         if paths == 1:
             return int(sum(pages_for(n + new_tokens, ps) for n in lengths))
-        return int(sum(pages_for(n, ps) + paths * pages_for(n % ps + new_tokens, ps) for n in lengths))
+        return int(
+            sum(pages_for(n, ps) + paths * pages_for(n % ps + new_tokens, ps) for n in lengths)
+        )
 
     def collect(self) -> None:
         """Gives back the pages of paths nobody refers to any more."""
@@ -137,7 +142,8 @@ class Engine:
     def encode_all(self, prompts: Any) -> list[npt.NDArray[np.int32]]:
         """One prompt or many, text or token ids, as arrays of ids."""
         single = isinstance(prompts, str) or (
-            len(prompts) > 0 and not isinstance(prompts[0], (str, list, tuple, np.ndarray, torch.Tensor))
+            len(prompts) > 0
+            and not isinstance(prompts[0], (str, list, tuple, np.ndarray, torch.Tensor))
         )
         if isinstance(prompts, torch.Tensor):
             single = prompts.dim() < 2
@@ -147,10 +153,10 @@ class Engine:
         """Text or ids as an array of ids; `special`: with what the tokenizer puts around a text."""
         if isinstance(text, str):
             if self.tokenizer is None:
-                raise ValueError("prompts: got text, but this engine has no tokenizer: give token ids")
-            ids = np.array(
-                self.tokenizer(text, add_special_tokens=special)["input_ids"], np.int64
-            )
+                raise ValueError(
+                    "prompts: got text, but this engine has no tokenizer: give token ids"
+                )
+            ids = np.array(self.tokenizer(text, add_special_tokens=special)["input_ids"], np.int64)
         elif isinstance(text, torch.Tensor):
             ids = text.cpu().numpy().reshape(-1)
         else:

@@ -60,8 +60,8 @@ class LinearHead:
                 f"weight: got {self.weight.numel()} inputs, expected {hidden.shape[1]}, the model's width"
             )
         # a sum a row, so that a score depends on its own row alone
-        score = (hidden.float() * self.weight.to(hidden.device)).sum(-1) + self.bias.to(hidden.device)
+        score = (hidden.float() * self.weight.to(hidden.device)).sum(-1) + self.bias.to(
+            hidden.device
+        )
         paths.spend_flops(2.0 * hidden.numel())
         return torch.sigmoid(score) if self.activation == "sigmoid" else score
-
-

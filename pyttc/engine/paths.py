@@ -66,7 +66,9 @@ class Paths:
         return int(self.leaves.size)
 
     def __repr__(self) -> str:
-        return f"Paths({len(self)} of {np.unique(self.prompt).size} prompts, {self.done.sum()} done)"
+        return (
+            f"Paths({len(self)} of {np.unique(self.prompt).size} prompts, {self.done.sum()} done)"
+        )
 
     def __del__(self) -> None:
         with contextlib.suppress(AttributeError):
@@ -237,7 +239,9 @@ class Paths:
         if (self.lengths[which] == self.engine.cache.lengths(self.leaves[which])).any() or (
             self.segment.count[self.rows[which]] == 0
         ).any():
-            raise ValueError("keep_eos: the end of text was already scored or forked, and has to stay")
+            raise ValueError(
+                "keep_eos: the end of text was already scored or forked, and has to stay"
+            )
         self.segment.count[self.rows[which]] -= 1
         self.lengths[which] -= 1
 
@@ -254,7 +258,9 @@ class Paths:
         if index.size and not 0 <= int(index.min()) <= int(index.max()) < len(self):
             raise IndexError(f"indices: got {index.tolist()}, expected 0 to {len(self) - 1}")
         order = np.argsort(index, kind="stable")
-        copy = np.zeros(index.size, np.int64)  # the number of this copy of its path, 0 for the first
+        copy = np.zeros(
+            index.size, np.int64
+        )  # the number of this copy of its path, 0 for the first
         sorted_index = index[order]
         first = np.searchsorted(sorted_index, sorted_index)
         copy[order] = np.arange(index.size) - first
@@ -263,7 +269,9 @@ class Paths:
         if again.size:
             taken._own = False
             none = np.zeros(again.size, bool)
-            forked = child_ids(self.path_ids[index[again]], self.lengths[index[again]], none, copy[again])
+            forked = child_ids(
+                self.path_ids[index[again]], self.lengths[index[again]], none, copy[again]
+            )
             taken.path_ids[again] = forked
             self.cost.forked(self.engine.prices, self.lengths[index[again]])
         taken.parents = index
@@ -278,7 +286,9 @@ class Paths:
         start = time.perf_counter()
         scores = torch.as_tensor(scorer(self), dtype=torch.float32).reshape(-1)
         if scores.numel() != len(self):
-            raise ValueError(f"scorer: gave {scores.numel()} scores, expected {len(self)}, one a path")
+            raise ValueError(
+                f"scorer: gave {scores.numel()} scores, expected {len(self)}, one a path"
+            )
         self.cost.seconds += time.perf_counter() - start
         return scores
 
@@ -321,9 +331,7 @@ class Paths:
 
     def sample_identity(self, which: Ints) -> tuple[Ints, Ints]:
         """(keys, 32-bit path ids) of the draws of the paths at `which`."""
-        return sample_keys(
-            self.seeds[which], self.words[self.prompt[which]], self.path_ids[which]
-        )
+        return sample_keys(self.seeds[which], self.words[self.prompt[which]], self.path_ids[which])
 
     def forward(self, which: Ints) -> None:
         """Runs the tokens of the paths at `which` that have not been through the model yet.
@@ -365,7 +373,11 @@ class Paths:
         model, distinct = self.engine.model, rows.size
         if (rows[1:] > rows[:-1]).all():
             whole = rows[-1] == rows.size - 1
-            hidden = self._hidden if whole else self._hidden[torch.from_numpy(rows).to(self._hidden.device)]
+            hidden = (
+                self._hidden
+                if whole
+                else self._hidden[torch.from_numpy(rows).to(self._hidden.device)]
+            )
             logits = model.logits(hidden)[: rows.size]
         else:
             used, inverse = np.unique(rows, return_inverse=True)

@@ -46,7 +46,9 @@ def _trial(weight: torch.Tensor, rows: int, threads: int) -> bool:
     try:
         if threads:
             torch.set_num_threads(1)
-        expected = torch.cat([F.linear(_padded(b, BLOCK), weight)[: len(b)] for b in x.split(BLOCK)])
+        expected = torch.cat(
+            [F.linear(_padded(b, BLOCK), weight)[: len(b)] for b in x.split(BLOCK)]
+        )
         # a row must not feel its place in the block either
         moved = F.linear(x[:BLOCK].flip(0), weight).flip(0)
     finally:

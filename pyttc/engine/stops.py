@@ -69,7 +69,9 @@ class Stops:
         if self.strings:
             for i in np.flatnonzero(self.may_end[tokens] & ~met).tolist():
                 count = int(segment.count[rows[i]])
-                new = segment.tokens[rows[i], max(count - int(decoded[i]), count - self.reach, 0) : count]
+                new = segment.tokens[
+                    rows[i], max(count - int(decoded[i]), count - self.reach, 0) : count
+                ]
                 text = self.tokenizer.decode([*self.lead, *new.tolist()])
                 start = len(self.tokenizer.decode(self.lead))
                 met[i] = any(text.find(stop, start) >= 0 for stop in self.strings)

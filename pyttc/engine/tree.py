@@ -54,14 +54,18 @@ class TreeBuilder:
         )
         links = pairs.shape[1]
         base = self._parents.size
-        above = np.flatnonzero((pairs[0, 1:] == pairs[0, :-1]) & (pairs[1, 1:] == pairs[1, :-1] + 1))
+        above = np.flatnonzero(
+            (pairs[0, 1:] == pairs[0, :-1]) & (pairs[1, 1:] == pairs[1, :-1] + 1)
+        )
         chained = np.zeros(links, bool)
         chained[above + 1] = True
         # a link holds one page, or for the first of a chain all pages of its node before it
         link_counts = np.where(chained, 1, pairs[1])
         link_parents = np.where(chained, base + np.arange(links) - 1, self._parents[pairs[0]])
         rows, columns = ragged(link_counts)
-        link_pages = cache.table[pairs[0, rows], np.where(chained[rows], pairs[1, rows] - 1, columns)]
+        link_pages = cache.table[
+            pairs[0, rows], np.where(chained[rows], pairs[1, rows] - 1, columns)
+        ]
         tree = self._tree(
             np.concatenate([self._parents, link_parents, base + link_of.reshape(-1)]),
             np.concatenate([self._counts, link_counts, np.ones_like(ids)]),
