@@ -1,4 +1,5 @@
-"""The path cache against a plain-Python model: no leak, no double free, no token of one path in another."""
+"""The path cache against a plain-Python model: no leak, no double free, no token of one path in
+another."""
 
 import os
 import time
@@ -14,7 +15,8 @@ from tests.common import EXAMPLES
 
 
 class Checked:
-    """A cache, a pool of one float a slot (NaN where nothing was stored), and what each path must read."""
+    """A cache, a pool of one float a slot (NaN where nothing was stored), and what each path must
+    read."""
 
     def __init__(self, pages: int, page_size: int) -> None:
         self.cache = PathCache(pages, page_size)

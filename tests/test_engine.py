@@ -63,7 +63,9 @@ def test_sampled_tokens_are_those_of_a_plain_loop(llama: Engine) -> None:
         forks = llama.prefill(prompt).fork(4, seed=5)
         keys, ids = forks.sample_identity(np.arange(4))
 
-        def choose(logits: torch.Tensor, position: int, k: int) -> int:
+        def choose(
+            logits: torch.Tensor, position: int, k: int, keys: Any = keys, ids: Any = ids
+        ) -> int:
             draw = sample(
                 logits,
                 seed=int(keys[k]),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -302,3 +303,17 @@ def test_wrong_arguments_are_named(no_eos: Engine, arguments: Any, message: str)
             call()
     with pytest.raises(ValueError, match="tokens"):
         no_eos.prefill([5, 320])
+
+
+def test_fork_of_256_paths_takes_microseconds(no_eos: Engine) -> None:
+    parent = no_eos.prefill([3] * 1000).fork(1, seed=0).decode(max_new_tokens=9)
+    held, times = no_eos.kv_bytes, []
+    for _ in range(30):
+        start = time.thread_time()
+        forks = parent.fork(256)
+        times.append(time.thread_time() - start)
+        assert no_eos.kv_bytes == held
+        forks.free()
+    # the goal is 100 microseconds; the bound leaves room for a busy machine
+    assert sorted(times)[15] < 300e-6, f"{sorted(times)[15] * 1e6:.0f} us"
+    print(f"fork of 256 paths: {sorted(times)[15] * 1e6:.0f} us")

@@ -76,7 +76,7 @@ def save_tokenizer(folder: Path) -> None:
         ["the steps; then\n\nthe next; and the last step. " * 20], trainer
     )
     transformers.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>"
+        tokenizer_object=tokenizer, **{"bos_token": "<s>", "eos_token": "</s>"}
     ).save_pretrained(folder)
 
 
@@ -87,7 +87,8 @@ def plain_model(folder: str) -> Any:
 
 @torch.inference_mode()
 def plain_loop(model: Any, prompt: list[int], steps: int, choose: Any = None) -> list[int]:
-    """A loop over transformers with a full cache; choose(logits [1, V], position) gives the token."""
+    """A loop over transformers with a full cache; choose(logits [1, V], position) gives the
+    token."""
     cache = transformers.DynamicCache(config=model.config)
     ids, written = torch.tensor([prompt]), []
     for step in range(steps):

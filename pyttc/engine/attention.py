@@ -1,9 +1,9 @@
-"""Attention functions for transformers: `pyttc` for anyone's generate, `pyttc_paths` for the engine.
+"""Attention functions for transformers: `pyttc` for generate, `pyttc_paths` for the engine.
 
 `attn_implementation="pyttc"` works on transformers' own caches: one new token a row is computed by
 shared_prefix_attention, longer pieces (the prompt) by torch's scaled_dot_product_attention.
-`pyttc_paths` is what Engine sets: it stores the new keys and values in the engine's pool and attends
-over the tree of paths of the current step, which comes as the keyword argument `pyttc_step`.
+`pyttc_paths` is what Engine sets: it stores the new keys and values in the engine's pool and
+attends over the tree of paths of the current step, the keyword argument `pyttc_step`.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def attend_cache(
     position_bias: torch.Tensor | None = None,
     **_: Any,
 ) -> Attended:
-    """query [B, Hq, T, D]; key and value [B, Hkv, S, D], all the cache holds. Returns [B, T, Hq, D]."""
+    """query [B, Hq, T, D]; key and value [B, Hkv, S, D], all the cache holds; out [B, T, Hq, D]."""
     if s_aux is not None or position_bias is not None:
         raise ValueError(
             "attn_implementation='pyttc' has no attention sinks or position biases: use 'eager'"

@@ -1,9 +1,9 @@
-"""Which pages hold which path: the bookkeeping of a paged key-value cache shared by a tree of paths.
+"""Which pages hold which path: the bookkeeping of a paged cache shared by a tree of paths.
 
-A node is a run of tokens in pages of its own; a path is the chain of nodes from the root to its leaf.
-Node 0 is the root of all, empty and never freed. Forking adds a reference to a leaf, nothing else. The
-first write to a leaf that others hold too gives the writer a leaf of its own: it shares every full page
-with them and copies the partial one. Hence what holds at all times:
+A node is a run of tokens in pages of its own; a path is the chain of nodes from the root to its
+leaf. Node 0 is the root of all, empty and never freed. Forking adds a reference to a leaf, nothing
+else. The first write to a leaf that others hold too gives the writer a leaf of its own: it shares
+every full page with them and copies the partial one. Hence what holds at all times:
 
 - a node with children ends on a page boundary, so that every node starts on one;
 - refs[node] = its handles (paths that end there) + its children; at 0 its pages are free at once;
@@ -39,7 +39,8 @@ class OutOfPages(RuntimeError):
 
 
 class Written(NamedTuple):
-    """What `PathCache.write` did: each path's leaf now, and the pages to copy before anything is stored."""
+    """What `PathCache.write` did: each path's leaf now, and the pages to copy before anything is
+    stored."""
 
     leaves: Ints
     copy_from: Ints
@@ -68,7 +69,8 @@ class PathCache:
         self._free_pages = np.arange(pages - 1, -1, -1, dtype=np.int32)
         self._pages_left = pages
         self.structure = 0  # changes whenever anything but a length does
-        # prompts: tokens of a node's full pages; the children of a node by the tokens of their first page
+        # prompts: tokens of a node's full pages; the children of a node by the tokens of
+        # their first page
         self._tokens: dict[int, npt.NDArray[np.int32]] = {}
         self._children: dict[tuple[int, bytes], int] = {}
 
@@ -92,7 +94,8 @@ class PathCache:
         np.add.at(self.refs, leaves, times)
 
     def release(self, leaves: Ints) -> None:
-        """Takes one reference of each leaf away; nodes nobody holds any more give back their pages."""
+        """Takes one reference of each leaf away; nodes nobody holds any more give back their
+        pages."""
         refs, nodes = self.refs, leaves
         while nodes.size:
             np.subtract.at(refs, nodes, 1)
@@ -126,7 +129,8 @@ class PathCache:
         return self._plan(leaves, counts)[0]
 
     def _plan(self, leaves: Ints, counts: Ints) -> tuple[int, Ints, Ints]:
-        """Pages a write needs, which rows (indices) must leave a shared leaf, and which of those copy."""
+        """Pages a write needs, which rows (indices) must leave a shared leaf, and which of those
+        copy."""
         ps, length = self.page_size, self.length[leaves]
         shared = np.flatnonzero(self.refs[leaves] > 1)
         if not shared.size:
@@ -178,7 +182,8 @@ class PathCache:
         return Written(leaves, copy_from, copy_to)
 
     def _make_shareable(self, leaves: Ints) -> Ints:
-        """The nodes new children of `leaves` hang from, after cutting off each leaf's partial page."""
+        """The nodes new children of `leaves` hang from, after cutting off each leaf's partial
+        page."""
         cut = np.unique(leaves)
         full = self.length[cut] // self.page_size
         partial = self.length[cut] % self.page_size > 0
@@ -249,9 +254,10 @@ class PathCache:
         return int(self.length[seen].sum())
 
     def slots(self, leaves: Ints, positions: Ints) -> Ints:
-        """Where in the pool the tokens at `positions` (from the root) lie, all of them in their leaf."""
+        """Where in the pool the tokens at `positions` (from the root) lie, all of them in their
+        leaf."""
         offset = positions - self.start[leaves]
-        page = self.table[leaves, offset // self.page_size].astype(np.int64)
+        page: Ints = self.table[leaves, offset // self.page_size].astype(np.int64)
         return page * self.page_size + offset % self.page_size
 
     def _take_pages(self, count: int) -> npt.NDArray[np.int32]:
@@ -277,7 +283,7 @@ class PathCache:
     # --- prompts that begin alike
 
     def new(self, tokens: npt.NDArray[np.int32], share: bool = True) -> tuple[int, int]:
-        """A leaf for a new path, and how many leading tokens of `tokens` its ancestors already hold.
+        """A leaf for a new path, and how many leading tokens its ancestors already hold.
 
         Whole pages of earlier prompts that are still held are found by comparing token ids, and at
         least the last token of a prompt is always left to the caller, to be written with `write`.
@@ -301,7 +307,8 @@ class PathCache:
         return int(leaf[0]), matched
 
     def remember(self, leaf: int, tokens: npt.NDArray[np.int32]) -> None:
-        """Lets later prompts share the full pages of `leaf`, which holds the prompt's last `tokens`."""
+        """Lets later prompts share the full pages of `leaf`, which holds the prompt's last
+        `tokens`."""
         full = tokens.size // self.page_size * self.page_size
         if full:
             self._remember(leaf, tokens[:full])

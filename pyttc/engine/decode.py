@@ -42,7 +42,9 @@ def decode(
     is_eos[[token for token in engine.eos if token < is_eos.size]] = True
     room = engine.max_length - paths.lengths
     limit = room if max_new_tokens is None else np.broadcast_to(np.asarray(max_new_tokens), n)
-    rows = {name: per_path(name, value, n) for name, value in sampling.items()}
+    rows: dict[str, Any] = {
+        name: per_path(name, value, n, device) for name, value in sampling.items()
+    }
     running = np.flatnonzero(~paths.done)
     paths.ends[running] = np.where(room[running] <= 0, CONTEXT, 0)
     paths.ends[running[(limit[running] <= 0) & (room[running] > 0)]] = LENGTH
@@ -60,6 +62,9 @@ def decode(
             packed = np.stack([keys, ids, paths.lengths[running]])
             seed, path_ids, positions = torch.from_numpy(packed).to(device)
             at = torch.from_numpy(running).to(device)
+            here: dict[str, Any] = {
+                k: v[at] if isinstance(v, torch.Tensor) else v for k, v in rows.items()
+            }
             drawn = sample(
                 logits,
                 seed=seed,
@@ -67,10 +72,7 @@ def decode(
                 positions=positions,
                 mask=mask_rows(mask, at),
                 topk=confidence,
-                **{
-                    k: v if v is None or isinstance(v, (int, float)) else v[at]
-                    for k, v in rows.items()
-                },
+                **here,
             )
             tokens = drawn.tokens.cpu().numpy()
             valid = tokens >= 0
@@ -97,9 +99,9 @@ def decode(
             paths.ends[running] = ends
             advance(running.size)
             running = running[ends == 0]
-            now = time.perf_counter() - start
-            paths.cost.seconds += now - charged
-            charged = now
+            spent = time.perf_counter() - start
+            paths.cost.seconds += spent - charged
+            charged = spent
             if stop_if is not None and running.size:
                 stop = stop_if(paths, running)
                 if stop is not None:
@@ -109,11 +111,11 @@ def decode(
             check()
 
 
-def per_path(name: str, value: Any, n: int) -> Any:
+def per_path(name: str, value: Any, n: int, device: torch.device) -> Any:
     """A number as it is, anything else as a tensor [n]."""
     if isinstance(value, (int, float)):
         return value
-    tensor = torch.as_tensor(value)
+    tensor = torch.as_tensor(value).to(device)
     if tensor.shape != (n,):
         raise ValueError(f"{name}: got shape {list(tensor.shape)}, expected a number or [{n}]")
     return tensor if tensor.dtype.is_floating_point else tensor.long()
@@ -122,12 +124,14 @@ def per_path(name: str, value: Any, n: int) -> Any:
 def mask_rows(mask: torch.Tensor | None, at: torch.Tensor) -> torch.Tensor | None:
     if mask is None:
         return None
+    mask = mask.to(at.device)
     return mask.expand(at.shape[0], -1) if mask.dim() == 1 else mask[at]
 
 
 @contextlib.contextmanager
 def held_interrupts() -> Iterator[Callable[[], None]]:
-    """Puts Ctrl-C off to the end of a step: the yielded function raises it. A second one is not put off."""
+    """Puts Ctrl-C off to the end of a step: the yielded function raises it. A second one is not put
+    off."""
     if threading.current_thread() is not threading.main_thread():
         yield lambda: None
         return

@@ -84,11 +84,11 @@ class Engine:
             source: a directory or a hub id.
             device: "cuda" where there is one, else "cpu".
             dtype: of weights, keys and values; None: as in the checkpoint.
-            memory: for keys and values, bytes or "4GiB"; None: a quarter of the machine's memory, on a
-                GPU 60 % of what is free. It is taken as paths need it (on a GPU, at once).
+            memory: for keys and values, bytes or "4GiB"; None: a quarter of the machine's memory,
+                on a GPU 60 % of what is free. It is taken as paths need it (on a GPU, at once).
             page_size: tokens a page, 1 to 256.
-            batch_invariant: a row of a matrix product has the same bits whatever the number of rows.
-                Off, results of a path may depend on how many run beside it.
+            batch_invariant: a row of a matrix product has the same bits whatever the number of
+                rows. Off, results of a path may depend on how many run beside it.
 
         Raises:
             Unsupported: for a model that cannot be served exactly, with the reason.
@@ -113,7 +113,8 @@ class Engine:
         return (self.pool.pages - self.free_pages) * self.pool.page_bytes
 
     def required_pages(self, prompts: Any, paths: int = 1, new_tokens: int = 0) -> int:
-        """Pages a run needs at most: each prompt prefilled, forked into `paths`, `new_tokens` decoded each.
+        """Pages a run needs at most: each prompt prefilled, forked into `paths`, `new_tokens`
+        decoded each.
 
         `prompts` as for `prefill`, or numbers of tokens. What prompts share with each other is not
         counted. Compare with `free_pages`; a page is `pool.page_bytes` bytes.
@@ -200,9 +201,10 @@ class Engine:
                 known.append(matched)
                 self.cache.write(np.array([leaf]), np.array([ids.size - matched]))
                 self.cache.remember(leaf, ids[matched:])
-            counts = np.array([ids.size for ids in encoded]) - known
+            before = np.array(known, np.int64)
+            counts: Ints = np.array([ids.size for ids in encoded], np.int64) - before
             tokens = np.concatenate([ids[n:] for ids, n in zip(encoded, known, strict=True)])
-            hidden = self.run(np.array(leaves), np.array(known), counts, tokens)
+            hidden = self.run(np.array(leaves, np.int64), before, counts, tokens)
         except OutOfPages as error:
             self.cache.release(np.array(leaves, np.int64))
             needed = self.required_pages([ids.size for ids in encoded])
@@ -211,7 +213,6 @@ class Engine:
             self.cache.release(np.array(leaves, np.int64))
             raise
         paths = Paths(self, np.array(leaves, np.int64), encoded, hidden, seed, cost)
-        before = np.array(known)
         lengths = before + counts
         cost.prompted(int(counts.sum()), int(lengths.sum()))
         cost.passed(self.prices, before, counts, self.cache.tokens_under(paths.leaves))
@@ -223,7 +224,7 @@ class Engine:
     def run(
         self, leaves: Ints, first: Ints, counts: Ints, tokens: npt.NDArray[np.int32]
     ) -> torch.Tensor:
-        """The model over counts[i] >= 1 tokens of path i that stand at first[i] and on; room was made.
+        """The model over counts[i] >= 1 tokens of path i from first[i] on; room was made.
 
         Returns:
             The hidden state [paths, H] of each path's last token.

@@ -15,8 +15,8 @@ class LinearHead:
 
         score = sigmoid(weight @ hidden + bias)        (without the sigmoid for activation=None)
 
-    The hidden state is the final one, after the model's last normalisation. The model's pass over the
-    last token is the one that the next decoding step needs anyway: scoring costs no pass of its own.
+    The hidden state is the final one, after the model's last normalisation. The pass over the last
+    token is the one that the next decoding step needs anyway: scoring costs no pass of its own.
 
     Args:
         weight: [H] or [1, H]. bias: a number or a tensor of one.
@@ -57,7 +57,7 @@ class LinearHead:
         hidden = paths.hidden()
         if hidden.shape[1] != self.weight.numel():
             raise ValueError(
-                f"weight: got {self.weight.numel()} inputs, expected {hidden.shape[1]}, the model's width"
+                f"weight: got {self.weight.numel()} inputs, expected the model's {hidden.shape[1]}"
             )
         # a sum a row, so that a score depends on its own row alone
         score = (hidden.float() * self.weight.to(hidden.device)).sum(-1) + self.bias.to(

@@ -13,8 +13,8 @@ FIELDS = ("logprobs", "entropy", "confidence")
 class Segment:
     """A block of tokens, one row a path, on top of rows of an older segment.
 
-    A fork starts a new segment whose rows point at the rows they continue, so that nothing is copied and
-    what dropped paths wrote stays readable from the paths that came of the same rows.
+    A fork starts a new segment whose rows point at the rows they continue, so that nothing is
+    copied and what dropped paths wrote stays readable from the paths that came of the same rows.
     """
 
     def __init__(self, below: Segment | None, rows_below: Ints, room: int = 16) -> None:

@@ -1,13 +1,14 @@
-"""Who a path is, so that its random draws are its own: keys from seed and prompt, ids from the fork.
+"""Who a path is, so that its random draws are its own: keys of seed and prompt, ids of the fork.
 
 A draw is a function of (key, path id, position) alone, where
 
-- key = 63 bits mixed from the seed and the prompt's token ids: two prompts never share draws, and the
-  same prompt has the same draws wherever it stands in a batch;
-- the k-th fork of an untouched prompt has path id k, so that a run with 256 paths contains the run with 64;
-- the k-th fork of a path that has written something has an id mixed from (its id, its length, k): 63
-  bits that depend neither on how many are forked nor on anyone else. Any two of a million such ids agree
-  with a chance of 5e-8.
+- key = 63 bits mixed from the seed and the prompt's token ids: two prompts never share draws, and
+  the same prompt has the same draws wherever it stands in a batch;
+- the k-th fork of an untouched prompt has path id k, so that a run with 256 paths contains the run
+  with 64;
+- the k-th fork of a path that has written something has an id mixed from (its id, its length, k):
+  63 bits that depend neither on how many are forked nor on anyone else. Any two of a million such
+  ids agree with a chance of 5e-8.
 
 `sample` counts paths in 32 bits: the low word of the id goes there and the high word into the key.
 """
@@ -46,7 +47,8 @@ def child_ids(
     fresh: npt.NDArray[np.bool_],
     k: npt.NDArray[np.int64],
 ) -> npt.NDArray[np.int64]:
-    """Ids of the k-th forks of paths; `fresh` marks prompts that have written nothing and no fork."""
+    """Ids of the k-th forks of paths; `fresh` marks prompts that have written nothing and no
+    fork."""
     mixed = mix(mix(mix(ids.astype(np.uint64)) ^ lengths.astype(np.uint64)) ^ k.astype(np.uint64))
     return np.where(fresh, k, (mixed >> np.uint64(1)).astype(np.int64))
 

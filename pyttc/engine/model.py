@@ -1,4 +1,5 @@
-"""A transformers causal language model whose forward pass runs on rows: one token of one path each."""
+"""A transformers causal language model whose forward pass runs on rows: one token of one path
+each."""
 
 from __future__ import annotations
 
@@ -30,6 +31,7 @@ class RowModel:
         self.invariant = batch_invariant
         refuse_by_config(self.config)
         self.vocab: int = model.get_output_embeddings().weight.shape[0]
+        attention.register()
         model.set_attn_implementation("eager")
         self.trial = own_logits(model, self.vocab)
         probe = probe_attention(model)
@@ -44,9 +46,9 @@ class RowModel:
         self._weights: list[torch.Tensor] = list(inner.values())
         embedded = model.get_input_embeddings().weight.numel()
         self.parameters = sum(p.numel() for p in model.parameters()) - embedded
-        self.head_parameters = self.head.weight.numel()  # type: ignore[operator, union-attr]
+        self.head_parameters = self.head.weight.numel()
         if model.get_output_embeddings().weight is not model.get_input_embeddings().weight:
-            self.parameters -= self.head_parameters  # type: ignore[assignment]
+            self.parameters -= self.head_parameters
         model.set_attn_implementation("pyttc_paths")
 
     def padded(self, rows: int) -> int:
@@ -84,7 +86,7 @@ def soft_cap(cap: float, x: torch.Tensor) -> torch.Tensor:
 def load(
     source: str, device: torch.device, dtype: torch.dtype | None, batch_invariant: bool
 ) -> RowModel:
-    """The model at `source`, a directory or a hub id: safetensors only, no code from the checkpoint.
+    """The model at `source`, a directory or a hub id: safetensors only, no code of its own.
 
     Raises:
         Unsupported: with the reason.
@@ -100,4 +102,5 @@ def load(
         use_safetensors=True,
         trust_remote_code=False,
     )
-    return RowModel(model.to(device), batch_invariant)
+    placed: Any = model
+    return RowModel(placed.to(device), batch_invariant)

@@ -31,13 +31,13 @@ DONE = (1, 4, 5)  # those after which a path cannot go on
 class Paths:
     """N paths that can be forked, decoded, lengthened, chosen among and scored.
 
-    `fork` makes new paths and leaves these as they are. `decode`, `append` and `select` change these
-    paths in place and return them. Pages are free as soon as no path holds them: drop paths with
-    `select`, with `free`, or by forgetting the object.
+    `fork` makes new paths and leaves these as they are. `decode`, `append` and `select` change
+    these paths in place and return them. Pages are free as soon as no path holds them: drop paths
+    with `select`, with `free`, or by forgetting the object.
 
     Attributes:
-        path_ids [N], parents [N], prompt [N]: numpy arrays. The path's id (see `identity`); the row it
-            had in the Paths it was forked from, -1 for prompts; the index of its prompt in `prompts`.
+        path_ids, parents, prompt: numpy arrays [N]. The path's id (see `identity`); the row it had
+            in the Paths it was forked from, -1 for prompts; the index of its prompt in `prompts`.
         prompts: the token ids of each prompt.
         cost: what was spent on these prompts, by these paths and all that came of the same prefill.
     """
@@ -78,24 +78,26 @@ class Paths:
 
     @property
     def tokens(self) -> torch.Tensor:
-        """int64 [N, T]: what each path wrote after its prompt, appended tokens too; -1 past its end."""
+        """int64 [N, T]: what each path wrote after its prompt, appended tokens too; -1 past its
+        end."""
         return self._padded("tokens", -1).long()
 
     @property
     def logprobs(self) -> torch.Tensor:
-        """float32 [N, T]: log-probability of each token, at the temperature it was drawn at; NaN for
-        appended tokens and past the end."""
+        """float32 [N, T]: log-probability of each token, at the temperature it was drawn at; NaN
+        for appended tokens and past the end."""
         return self._padded("logprobs", torch.nan)
 
     @property
     def entropy(self) -> torch.Tensor:
-        """float32 [N, T]: entropy in nats of the distribution each token was drawn from; NaN as above."""
+        """float32 [N, T]: entropy in nats of the distribution each token was drawn from; NaN as
+        above."""
         return self._padded("entropy", torch.nan)
 
     @property
     def confidence(self) -> torch.Tensor:
-        """float32 [N, T]: minus the mean log-probability of the best `confidence` tokens (DeepConf, arXiv
-        2508.15260), if decode was asked for it; else NaN."""
+        """float32 [N, T]: minus the mean log-probability of the best `confidence` tokens (DeepConf,
+        arXiv 2508.15260), if decode was asked for it; else NaN."""
         return self._padded("confidence", torch.nan)
 
     @property
@@ -116,7 +118,8 @@ class Paths:
         return written
 
     def text(self, *, prompt: bool = False, special: bool = False) -> list[str]:
-        """What each path wrote, as text; with its prompt before it, or special tokens shown, if asked."""
+        """What each path wrote, as text; with its prompt before it, or special tokens shown, if
+        asked."""
         tokenizer = self.engine.tokenizer
         if tokenizer is None:
             raise ValueError("text: this engine has no tokenizer")
@@ -142,13 +145,13 @@ class Paths:
     def fork(self, n: int | Sequence[int], *, seed: int | None = None, start: int = 0) -> Paths:
         """`n` new paths from each of these (or n[i] from path i), those of one path side by side.
 
-        Nothing is computed or copied: the forks share every token with the path they came from, and the
-        first of their writes to a page that is partly full copies that page.
+        Nothing is computed or copied: the forks share every token with the path they came from, and
+        the first of their writes to a page that is partly full copies that page.
 
         Args:
             seed: of the new paths' draws; None: the seed of the path each came from.
             start: the number of the first fork. The k-th fork of a path is the same path, with the
-                same draws, whatever n is: fork(64) has the paths of fork(16) and fork(48, start=16).
+                same draws, whatever n is: fork(64) is fork(16) and fork(48, start=16).
         """
         times = np.broadcast_to(np.asarray(n, np.int64), self.leaves.shape)
         if (times < 0).any():
@@ -185,34 +188,38 @@ class Paths:
         """Decodes all paths that are not done, together; each stops by itself and leaves the batch.
 
         Args:
-            until: stop strings or token ids, one or several, beside the model's own end of text. A path
-                ends with the token that completes one; strings may span tokens, and are looked for in
-                what this call decodes.
-            max_new_tokens: at most so many tokens in this call, for all or for each path; None: up to
-                the model's length.
+            until: stop strings or token ids, one or several, beside the model's own end of text. A
+                path ends with the token that completes one; strings may span tokens, and are looked
+                for in what this call decodes.
+            max_new_tokens: at most so many tokens in this call, for all or for each path; None: up
+                to the model's length.
             temperature, top_k, top_p, min_p: as for `pyttc.sample`; a number, or one for each path.
-            mask: int32 [N, ceil(V / 32)] or [ceil(V / 32)], the tokens allowed, as for `pyttc.sample`.
-            confidence: k > 0 keeps minus the mean log-probability of the k best tokens at each step.
-            stop_if: called after every step with these paths and the indices of those still running;
-                returns which of these to stop (a bool each), or None.
+            mask: int32 [N, ceil(V / 32)] or [ceil(V / 32)], the tokens allowed, as for
+                `pyttc.sample`.
+            confidence: k > 0 keeps minus the mean log-probability of the k best tokens at each
+                step.
+            stop_if: called after every step with these paths and the indices of those still
+                running; returns which of these to stop (a bool each), or None.
             progress: show a bar; None: on a terminal, for long runs.
 
         Returns:
             These paths; `ended` says why each stopped.
 
         Raises:
-            OutOfPages, KeyboardInterrupt: the paths are as they were after the last whole step; what was
-                decoded is readable and decoding can go on.
+            OutOfPages, KeyboardInterrupt: the paths are as they were after the last whole step;
+                what was decoded is readable and decoding can go on.
         """
         sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
         decode(self, until, max_new_tokens, sampling, mask, confidence, stop_if, progress)
         return self
 
     def append(self, text: Any, *, keep_eos: bool = True) -> Paths:
-        """Lengthens the paths by forced tokens: one text or list of ids for all, or a list of them, one each.
+        """Lengthens the paths by forced tokens: one text or list of ids for all, or a list of them,
+        one each.
 
-        An empty one leaves its path as it is. The tokens go through the model with the next step. A path that
-        was done goes on; its end-of-text token stays, or with keep_eos=False is taken back first.
+        An empty one leaves its path as it is. The tokens go through the model with the next step. A
+        path that was done goes on; its end-of-text token stays, or with keep_eos=False is taken
+        back first.
         """
         engine = self.engine
         if isinstance(text, str) or (len(text) > 0 and isinstance(text[0], (int, np.integer))):
@@ -228,7 +235,9 @@ class Paths:
         self.begin_writing()
         if not keep_eos:
             self._take_back_eos(chosen[self.ends[chosen] == 1])
-        self.segment.extend(self.rows[chosen], counts[chosen], np.concatenate(each or [[]]))
+        self.segment.extend(
+            self.rows[chosen], counts[chosen], np.concatenate([np.zeros(0, np.int32), *each])
+        )
         self.lengths[chosen] += counts[chosen]
         self.ends[chosen] = 0
         self._hidden_row[chosen] = -1
@@ -246,10 +255,11 @@ class Paths:
         self.lengths[which] -= 1
 
     def select(self, indices: Any) -> Paths:
-        """Keeps the paths at `indices` (or where a bool mask is True), in that order; the others are freed.
+        """Keeps the paths at `indices` (or where a bool mask is True), in that order; the others
+        are freed.
 
-        A path chosen several times stays itself once; its further copies are forks of it, with ids and
-        draws of their own. `parents` of all paths are then their rows before this call.
+        A path chosen several times stays itself once; its further copies are forks of it, with ids
+        and draws of their own. `parents` of all paths are then their rows before this call.
         """
         index = np.asarray(indices.cpu() if isinstance(indices, torch.Tensor) else indices)
         if index.dtype == bool:
@@ -309,7 +319,8 @@ class Paths:
     # --- what decoding is made of
 
     def _take(self, index: Ints) -> Paths:
-        """The paths at `index` as another object; references in the cache are the caller's business."""
+        """The paths at `index` as another object; references in the cache are the caller's
+        business."""
         other = object.__new__(Paths)
         other.engine, other.prompts, other.words, other.cost = (
             self.engine,
@@ -367,7 +378,8 @@ class Paths:
         self.cost.held(engine.prices, engine.kv_bytes, self.lengths)
 
     def logits(self, which: Ints) -> torch.Tensor:
-        """[which, V]: of the next token of the paths at `which`; forks that wrote nothing share a row."""
+        """[which, V]: of the next token of the paths at `which`; forks that wrote nothing share a
+        row."""
         self.forward(which)
         rows = self._hidden_row[which]
         model, distinct = self.engine.model, rows.size

@@ -13,7 +13,8 @@ UNITS = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 
 
 class KVPool:
-    """Keys and values, each [layers, pages, page_size, Hkv, D]. What no path holds is never read."""
+    """Keys and values, each [layers, pages, page_size, Hkv, D]. What no path holds is never
+    read."""
 
     def __init__(
         self,
@@ -34,7 +35,8 @@ class KVPool:
                 f"memory: got {limit} bytes, expected at least {self.page_bytes}, one page of "
                 f"{page_size} tokens"
             )
-        # on a CPU the system gives memory when a page is first written, so that a large pool costs nothing
+        # on a CPU the system gives memory when a page is first written, so that a large
+        # pool costs nothing
         shape = (layers, self.pages, page_size, kv_heads, head_dim)
         self.k = torch.empty(shape, dtype=dtype, device=device)
         self.v = torch.empty(shape, dtype=dtype, device=device)

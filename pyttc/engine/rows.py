@@ -1,10 +1,10 @@
 """Layers whose result for a row depends on that row alone, bit for bit.
 
-A matrix product may sum in another order when it has another number of rows, so that a path's tokens
-would depend on how many paths run beside it. Here the result of a row is by definition the one it has
-in a block of BLOCK rows on one thread. Larger and smaller blocks are used where a trial with random
-numbers shows that they give the same bits for a weight of that shape, dtype and device with the current
-number of threads; elsewhere the rows are multiplied block by block.
+A matrix product may sum in another order when it has another number of rows, so that a path's
+tokens would depend on how many paths run beside it. Here the result of a row is by definition the
+one it has in a block of BLOCK rows on one thread. Larger and smaller blocks are used where a trial
+with random numbers shows that they give the same bits for a weight of that shape, dtype and device
+with the current number of threads; elsewhere the rows are multiplied block by block.
 
 An exponential or a cosine has other bits in torch's vector loop than in the scalar loop for what is
 left over, and what is left over depends on the number of rows and threads. Activations and rotary
@@ -29,7 +29,8 @@ _trials: dict[tuple[object, ...], bool] = {}
 
 
 def same_bits(weight: torch.Tensor, rows: int) -> bool:
-    """Whether a product of `rows` rows with a weight like this has the bits of blocks of BLOCK rows."""
+    """Whether a product of `rows` rows with a weight like this has the bits of blocks of BLOCK
+    rows."""
     threads = torch.get_num_threads() if weight.device.type == "cpu" else 0
     key = (rows, weight.shape, weight.dtype, weight.device, threads)
     known = _trials.get(key)
@@ -46,9 +47,8 @@ def _trial(weight: torch.Tensor, rows: int, threads: int) -> bool:
     try:
         if threads:
             torch.set_num_threads(1)
-        expected = torch.cat(
-            [F.linear(_padded(b, BLOCK), weight)[: len(b)] for b in x.split(BLOCK)]
-        )
+        parts = [F.linear(_padded(b, BLOCK), weight)[: len(b)] for b in pieces_of(x, BLOCK)]
+        expected = torch.cat(parts)
         # a row must not feel its place in the block either
         moved = F.linear(x[:BLOCK].flip(0), weight).flip(0)
     finally:
@@ -56,6 +56,10 @@ def _trial(weight: torch.Tensor, rows: int, threads: int) -> bool:
             torch.set_num_threads(threads)
     product = F.linear(x[:rows], weight)
     return torch.equal(product, expected[:rows]) and torch.equal(moved, expected[:BLOCK])
+
+
+def pieces_of(x: torch.Tensor, size: int) -> list[torch.Tensor]:
+    return [x[at : at + size] for at in range(0, x.shape[0], size)]
 
 
 def _padded(x: torch.Tensor, rows: int) -> torch.Tensor:
@@ -93,12 +97,12 @@ def blocks(rows: int, weight: torch.Tensor) -> list[tuple[int, int]]:
 
 
 def piecewise(function: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> torch.Tensor:
-    """An element-wise function of x [..., width] in pieces: an element's bits depend on its column only."""
+    """An element-wise function of x [..., width]; an element's bits depend on its column only."""
     width = x.shape[-1]
     if not x.is_cpu or (width % VECTOR == 0 and x.numel() <= PIECE):
         return function(x)
-    flat = x.reshape(-1) if width % VECTOR == 0 else x.reshape(-1, width)
-    pieces = flat.split(PIECE) if flat.dim() == 1 else [p for row in flat for p in row.split(PIECE)]
+    rows = [x.reshape(-1)] if width % VECTOR == 0 else list(x.reshape(-1, width))
+    pieces = [piece for row in rows for piece in pieces_of(row, PIECE)]
     return torch.cat([function(piece) for piece in pieces]).view(x.shape)
 
 
@@ -112,8 +116,9 @@ def rotary_piecewise(
 ) -> tuple[torch.Tensor, ...]:
     """A rotary embedding of position_ids [1, rows] in pieces of rows, padded to whole vectors."""
     rows, step = position_ids.shape[1], PIECE // max(width, VECTOR)
-    padded = F.pad(position_ids, (0, -rows % VECTOR))
-    pieces = [forward(x, p, *args, **kwargs) for p in padded.split(step // VECTOR * VECTOR, 1)]
+    padded = F.pad(position_ids, (0, -rows % VECTOR))[0]
+    runs = pieces_of(padded, step // VECTOR * VECTOR)
+    pieces = [forward(x, run[None], *args, **kwargs) for run in runs]
     return tuple(torch.cat(parts, 1)[:, :rows] for parts in zip(*pieces, strict=True))
 
 

@@ -1,4 +1,5 @@
-"""When a path has written what it was asked for: stop tokens, and stop strings across token borders."""
+"""When a path has written what it was asked for: stop tokens, and stop strings across token
+borders."""
 
 from __future__ import annotations
 
@@ -33,8 +34,8 @@ def ending_tokens(tokenizer: Any, stop: str, vocab: int) -> npt.NDArray[np.bool_
 class Stops:
     """The stops of one decode call.
 
-    A string is looked for in the text of the tokens this call decoded, and ends the path with the token
-    that completes it. Only paths whose new token may complete one are looked at.
+    A string is looked for in the text of the tokens this call decoded, and ends the path with the
+    token that completes it. Only paths whose new token may complete one are looked at.
     """
 
     def __init__(self, until: Until, tokenizer: Any, vocab: int) -> None:
@@ -64,7 +65,8 @@ class Stops:
         rows: npt.NDArray[np.int64],
         decoded: npt.NDArray[np.int64],
     ) -> npt.NDArray[np.bool_]:
-        """Which of the paths at `rows`, each with a new token, are at a stop; decoded[i] tokens are new."""
+        """Which of the paths at `rows`, each with a new token, are at a stop; decoded[i] tokens are
+        new."""
         met: npt.NDArray[np.bool_] = self.is_stop[tokens]
         if self.strings:
             for i in np.flatnonzero(self.may_end[tokens] & ~met).tolist():

@@ -41,8 +41,8 @@ def refuse_by_config(config: Any) -> None:
         kind = rope.get("rope_type", "default")
         if kind in ("dynamic", "longrope"):
             raise Unsupported(
-                f"{name}: {kind} rotary embeddings depend on the longest path of a batch, so that a "
-                "path's tokens would depend on its neighbours"
+                f"{name}: {kind} rotary embeddings depend on the longest path of a batch, so that "
+                "a path's tokens would depend on its neighbours"
             )
 
 
@@ -76,8 +76,8 @@ def probe_attention(model: Any) -> list[tuple[int, int, int]]:
             raise Unsupported(f"{name}: attention that looks ahead is not served")
         if key.shape != value.shape or query.shape[-1] != key.shape[-1]:
             raise Unsupported(
-                f"{name}: keys {list(key.shape)} and values {list(value.shape)} of different shapes "
-                "(as in multi-head latent attention) are not served"
+                f"{name}: keys {list(key.shape)} and values {list(value.shape)} of different "
+                "shapes (as in multi-head latent attention) are not served"
             )
         layer = module.layer_idx
         if layer in calls or "pyttc_step" not in kwargs:
@@ -116,8 +116,8 @@ def refuse_unfixed(model: nn.Module) -> None:
         weights = [w for w in module.parameters(recurse=False) if w.dim() > 1]
         if weights and not isinstance(module, known):
             raise Unsupported(
-                f"{type(model).__name__}: the bits of {path} ({type(module).__name__}) may depend on "
-                "what runs beside a path; batch_invariant=False serves it all the same"
+                f"{type(model).__name__}: the bits of {path} ({type(module).__name__}) may depend "
+                "on what runs beside a path; batch_invariant=False serves it all the same"
             )
 
 
@@ -129,13 +129,13 @@ def trial_tokens(vocab: int) -> list[list[int]]:
 
 @torch.inference_mode()
 def own_logits(model: Any, vocab: int) -> list[torch.Tensor]:
-    """The logits at the end of the trial prompts as transformers computes them, one prompt at a time."""
+    """The logits at the end of each trial prompt, one at a time, as transformers computes them."""
     prompts = [torch.tensor([ids], device=model.device) for ids in trial_tokens(vocab)]
     return [model(ids, use_cache=False).logits[0, -1].float() for ids in prompts]
 
 
 def check_answers(engine: Engine) -> None:
-    """Raises Unsupported if the engine's logits are others, or depend on what runs beside a path."""
+    """Raises Unsupported if the engine's logits are others, or a path's depend on its company."""
     name = engine.model.config.model_type
     prompts = trial_tokens(engine.model.vocab)
     together = engine.prefill([*prompts, *prompts], share=False)
@@ -152,6 +152,6 @@ def check_answers(engine: Engine) -> None:
         alone = engine.prefill([prompts[1]], share=False).logits(np.arange(1))
         if not torch.equal(alone[0], logits[1]) or not torch.equal(logits[1], logits[3]):
             raise Unsupported(
-                f"{name}: the bits of a path depend on what runs beside it, as in mixtures of experts; "
-                "batch_invariant=False serves it all the same"
+                f"{name}: the bits of a path depend on what runs beside it, as in mixtures of "
+                "experts; batch_invariant=False serves it all the same"
             )

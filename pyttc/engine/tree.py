@@ -28,7 +28,8 @@ class TreeBuilder:
         self._structure = cache.structure
 
     def steps(self, leaves: Ints, padding: int) -> PrefixTree:
-        """The tree for rows that stand at the end of their paths: row i attends to all of leaves[i].
+        """The tree for rows that stand at the end of their paths: row i attends to all of
+        leaves[i].
 
         `padding` rows that attend to nothing follow.
         """
@@ -39,9 +40,9 @@ class TreeBuilder:
     def runs(self, leaves: Ints, positions: Ints, padding: int) -> tuple[PrefixTree, Ints]:
         """The tree for rows at any `positions` of paths, and the rows' slots in the pool.
 
-        A row attends to its path up to its position: to the pages before its own, a chain of one node
-        a page, and to its own page as a node of its own that ends at the row. So causal attention is
-        tree attention, and a token has the bits it has when it is decoded.
+        A row attends to its path up to its position: to the pages before its own, a chain of one
+        node a page, and to its own page as a node of its own that ends at the row. So causal
+        attention is tree attention, and a token has the bits it has when it is decoded.
         """
         self._refresh()
         cache, ps = self.cache, self.cache.page_size
@@ -89,7 +90,7 @@ class TreeBuilder:
         offsets = np.concatenate([[0], np.cumsum(counts)])
         leaves = np.concatenate([leaves, np.full(padding, -1)])
         packed = (parents, offsets, page_ids, lengths, leaves)
+        sizes = [part.size for part in packed]
         tensors = torch.from_numpy(np.concatenate(packed)).to(self.device)
-        return PrefixTree.from_tensors(
-            *tensors.split([part.size for part in packed]), self.cache.page_size
-        )
+        up, starts, ids, tokens, ends = tensors.split_with_sizes(sizes)
+        return PrefixTree.from_tensors(up, starts, ids, tokens, ends, self.cache.page_size)
