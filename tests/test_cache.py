@@ -43,7 +43,7 @@ class Checked:
 
     def fork(self, which: int, times: int) -> None:
         leaf, values = self.paths[which]
-        self.cache.share(np.array([leaf]), times)
+        self.cache.share(np.array([leaf]), np.array([times]))
         self.paths += [(leaf, list(values)) for _ in range(times)]
 
     def append(self, which: list[int], counts: list[int]) -> None:
@@ -229,7 +229,7 @@ def test_fork_touches_no_page():
     times = []
     for _ in range(50):
         start = time.perf_counter()
-        cache.share(leaves, 256)
+        cache.share(leaves, np.array([256]))
         children = np.repeat(leaves, 256)
         times.append(time.perf_counter() - start)
         cache.release(children)
@@ -241,7 +241,7 @@ def test_first_write_copies_only_the_partial_page():
     cache = PathCache(600, 16)
     leaf, _ = cache.new(np.arange(4100, dtype=np.int32))
     leaves = cache.write(np.array([leaf]), np.array([4100])).leaves
-    cache.share(leaves, 63)
+    cache.share(leaves, np.array([63]))
     written = cache.write(np.repeat(leaves, 64), np.ones(64, np.int64))
     # the last of those who hold the page keeps it
     assert written.copy_to.size == 63 and set(written.copy_from.tolist()) == {256}

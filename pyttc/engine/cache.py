@@ -89,8 +89,8 @@ class PathCache:
 
     # --- paths come and go
 
-    def share(self, leaves: Ints, times: int = 1) -> None:
-        """Adds `times` references to each leaf: a fork."""
+    def share(self, leaves: Ints, times: Ints) -> None:
+        """Adds times[i] references to leaf i: a fork."""
         np.add.at(self.refs, leaves, times)
 
     def release(self, leaves: Ints) -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
-import numpy as np
-
 from .cache import Ints
 
 
@@ -81,10 +79,12 @@ class Cost:
             work.decoded += rows
             work.flops += heads * prices.head
 
-    def forked(self, prices: Prices, lengths: Ints) -> None:
-        """What copies of paths of these lengths would have prefilled."""
-        self.unshared.prefilled += int(lengths.sum())
-        self.unshared.flops += prices.pass_flops(np.zeros_like(lengths), lengths)
+    def forked(self, prices: Prices, lengths: Ints, copies: Ints) -> None:
+        """What copies[i] further paths of length lengths[i] would have prefilled."""
+        attended = float((copies * lengths * (lengths + 1) / 2).sum())
+        tokens = int((copies * lengths).sum())
+        self.unshared.prefilled += tokens
+        self.unshared.flops += tokens * prices.body + attended * prices.attention
 
     def held(self, prices: Prices, held: int, lengths: Ints) -> None:
         """Bytes held now, and paths of these lengths that hold them."""

@@ -28,10 +28,9 @@ def mix(value: Words) -> Words:
 
     Source: the finalizer of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014).
     """
-    with np.errstate(over="ignore"):
-        value = value + np.uint64(0x9E3779B97F4A7C15)
-        value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    value = value + np.uint64(0x9E3779B97F4A7C15)
+    value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return value ^ (value >> np.uint64(31))
 
 
@@ -45,12 +44,16 @@ def child_ids(
     ids: npt.NDArray[np.int64],
     lengths: npt.NDArray[np.int64],
     fresh: npt.NDArray[np.bool_],
+    parents: npt.NDArray[np.int64],
     k: npt.NDArray[np.int64],
 ) -> npt.NDArray[np.int64]:
-    """Ids of the k-th forks of paths; `fresh` marks prompts that have written nothing and no
-    fork."""
-    mixed = mix(mix(mix(ids.astype(np.uint64)) ^ lengths.astype(np.uint64)) ^ k.astype(np.uint64))
-    return np.where(fresh, k, (mixed >> np.uint64(1)).astype(np.int64))
+    """Ids of forks: the k[i]-th of path parents[i], of all the paths with these ids and lengths.
+
+    `fresh` marks paths that are prompts: they have written nothing and are no forks.
+    """
+    of = mix(mix(ids.astype(np.uint64)) ^ lengths.astype(np.uint64))
+    mixed = (mix(of[parents] ^ k.astype(np.uint64)) >> np.uint64(1)).astype(np.int64)
+    return np.where(fresh[parents], k, mixed)
 
 
 def sample_keys(

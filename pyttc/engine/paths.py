@@ -160,15 +160,14 @@ class Paths:
         k = start + np.arange(index.size) - np.repeat(np.cumsum(times) - times, times)
         self._own = False
         forks = self._take(index)
-        fresh = (self.depth[index] == 0) & (self.new_lengths[index] == 0)
-        forks.path_ids = child_ids(self.path_ids[index], self.lengths[index], fresh, k)
+        fresh = (self.depth == 0) & (self.new_lengths == 0)
+        forks.path_ids = child_ids(self.path_ids, self.lengths, fresh, index, k)
         forks.parents, forks.depth = index, forks.depth + 1
         if seed is not None:
             forks.seeds = np.full(index.size, seed, np.int64)
         forks.ends[np.isin(forks.ends, DONE, invert=True)] = 0
-        self.engine.cache.share(forks.leaves)
-        extra = np.maximum(times - 1, 0)
-        self.cost.forked(self.engine.prices, np.repeat(self.lengths, extra))
+        self.engine.cache.share(self.leaves, times)
+        self.cost.forked(self.engine.prices, self.lengths, np.maximum(times - 1, 0))
         return forks
 
     def decode(
@@ -278,14 +277,12 @@ class Paths:
         taken = self._take(index)
         if again.size:
             taken._own = False
-            none = np.zeros(again.size, bool)
-            forked = child_ids(
-                self.path_ids[index[again]], self.lengths[index[again]], none, copy[again]
-            )
-            taken.path_ids[again] = forked
-            self.cost.forked(self.engine.prices, self.lengths[index[again]])
+            none = np.zeros(len(self), bool)
+            of, k = index[again], copy[again]
+            taken.path_ids[again] = child_ids(self.path_ids, self.lengths, none, of, k)
+            self.cost.forked(self.engine.prices, self.lengths[of], np.ones_like(of))
         taken.parents = index
-        self.engine.cache.share(taken.leaves)
+        self.engine.cache.share(taken.leaves, np.ones_like(taken.leaves))
         self.engine.cache.release(self.leaves)
         taken.leaves, kept = np.empty(0, np.int64), taken.leaves
         self.__dict__.update({**taken.__dict__, "leaves": kept})
