@@ -33,7 +33,9 @@ def moved(values: Any, device: str) -> Any:
     if isinstance(values, torch.Tensor):
         if device == "cpu":
             return values
-        there = torch.empty_strided(values.shape, values.stride(), dtype=values.dtype, device=device)
+        there = torch.empty_strided(
+            values.shape, values.stride(), dtype=values.dtype, device=device
+        )
         return there.copy_(values)
     if isinstance(values, pyttc.PrefixTree):
         return values.to(device)
@@ -83,7 +85,9 @@ def check(name: str, call: Call, impl: str, device: str = "cpu") -> None:
         g, e, x = (t.double()[e.isfinite()] for t in (g, e, x))
         if x.numel():
             error, allowed = (g - x).abs().max().item(), (e - x).abs().max().item()
-            bound = 2 * allowed + 16 * torch.finfo(torch.float32).eps * max(1.0, x.abs().max().item())
+            bound = 2 * allowed + 16 * torch.finfo(torch.float32).eps * max(
+                1.0, x.abs().max().item()
+            )
             assert error <= bound, (name, error, allowed)
 
 
@@ -189,7 +193,9 @@ def lm_head_topk_calls() -> list[Call]:
     def head(rows: int, width: int, columns: int, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
         make = torch.Generator().manual_seed(rows)
         hidden = torch.randn(rows, width, generator=make)
-        return (hidden / width**0.5).to(dtype), torch.randn(columns, width, generator=make).to(dtype)
+        return (hidden / width**0.5).to(dtype), torch.randn(columns, width, generator=make).to(
+            dtype
+        )
 
     ids = {"path_ids": torch.arange(3), "positions": torch.full((3,), 7), "seed": 11}
     hidden, weight = head(3, 40, 300, bf16)
