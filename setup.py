@@ -212,7 +212,14 @@ if NVCC and sources("cuda", ".cu"):
             "pyttc._cuda",
             sources("cuda", ".cu", ".cpp"),
             extra_compile_args=[*COMPILE, *cuda_include],
-            extra_link_args=[*LINK, *cuda_libraries, "-lcudart_static", "-ldl", "-lrt", "-lpthread"],
+            extra_link_args=[
+                *LINK,
+                *cuda_libraries,
+                "-lcudart_static",
+                "-ldl",
+                "-lrt",
+                "-lpthread",
+            ],
             define_macros=[("PYTTC_ARCHS", f'"{CUDA_ARCHS}"'), ("PYTTC_MODULE", "_cuda")],
             **COMMON,
         )

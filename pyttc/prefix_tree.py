@@ -20,25 +20,27 @@ if TYPE_CHECKING:
 class PrefixTree:
     """A forest of token runs over a pool of pages, and the paths that end in it.
 
-    Node i holds lengths[i] tokens in the pool pages pages[i], in order, and starts on a page of its own;
-    its last page may be part full and more pages than needed may be listed: what is past its length is
-    never read. A path is the tokens from a root to leaves[n], all of them; positions count from the root.
+    Node i holds lengths[i] tokens in the pool pages pages[i], in order, and starts on a page of its
+    own; its last page may be part full and more pages than needed may be listed: what is past its
+    length is never read. A path is the tokens from a root to leaves[n], all of them; positions
+    count from the root.
 
     Args:
         parents: of each node the node above it, -1 for a root. Any order, no cycles.
         pages: of each node the ids of its pages: at least ceil(lengths[i] / page_size).
         lengths: of each node its number of tokens, 0 allowed.
-        leaves: of each path the node it ends in, -1 for a path without tokens. Nodes may be named by
-            several paths, or by none, and need not be leaves of the forest.
+        leaves: of each path the node it ends in, -1 for a path without tokens. Nodes may be named
+            by several paths, or by none, and need not be leaves of the forest.
         page_size: tokens a page, 1 to 256.
         device: where the tensors are held.
 
-    Each may be a list, a tensor or a numpy array; `pages` a list of them. Everything is checked here
-    but the page ids, which the ops check against the pool. `from_tensors` takes ready tensors unchecked.
+    Each may be a list, a tensor or a numpy array; `pages` a list of them. Everything is checked
+    here but the page ids, which the ops check against the pool. `from_tensors` takes ready tensors
+    unchecked.
 
     Attributes:
-        parents, lengths [nodes], page_offsets [nodes + 1], page_ids, leaves [paths]: int32 tensors; the
-        pages of node i are page_ids[page_offsets[i] : page_offsets[i + 1]].
+        parents, lengths [nodes], page_offsets [nodes + 1], page_ids, leaves [paths]: int32 tensors;
+            the pages of node i are page_ids[page_offsets[i] : page_offsets[i + 1]].
         page_size: int.
 
     Raises:
@@ -119,7 +121,7 @@ class PrefixTree:
         leaves: torch.Tensor,
         page_size: int,
     ) -> PrefixTree:
-        """A tree of ready int32 or int64 tensors of one device, held as they are and not checked here:
+        """A tree of ready int32 or int64 tensors of one device, held as they are, not checked here:
         the ops check shapes and dtypes, and on the CPU values too, on every call."""
         tree = cls.__new__(cls)
         tree.parents, tree.page_offsets, tree.page_ids = parents, page_offsets, page_ids

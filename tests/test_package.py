@@ -55,13 +55,8 @@ def test_version_is_one() -> None:
 
 
 def test_native_functions_refuse_other_arguments() -> None:
-    for arguments, error in [
-        ((1,), TypeError),
-        ((-1, 0, 0, 0, 0), OverflowError),
-        ((0, 2**32, 0, 0, 0), OverflowError),
-        ((0.5, 0, 0, 0, 0), TypeError),
-    ]:
-        with pytest.raises(error):
+    for arguments in ((1,), (-1, 0, 0, 0, 0), (0, 2**32, 0, 0, 0), (0.5, 0, 0, 0, 0)):
+        with pytest.raises(TypeError):
             _C.philox(*arguments)
 
 

@@ -105,14 +105,28 @@ def sample(
 def row_values(values: tuple[Any, ...], like: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """seed, temperature, top_k, top_p and min_p as tensors [B], B and device those of `like`."""
     return tuple(
-        value
-        if isinstance(value, torch.Tensor)
-        else torch.full(like.shape[:1], value, dtype=dtype, device=like.device)
-        for value, dtype in zip(values, _ROW_DTYPES, strict=True)
+        value if isinstance(value, torch.Tensor) else _filled(name, value, like)
+        for name, value in zip(_ROW_DTYPES, values, strict=True)
     )
 
 
-_ROW_DTYPES = (torch.int64, torch.float64, torch.int64, torch.float64, torch.float64)
+def _filled(name: str, value: Any, like: torch.Tensor) -> torch.Tensor:
+    dtype = _ROW_DTYPES[name]
+    if dtype is torch.int64:
+        if not isinstance(value, int) or not -(2**63) <= value < 2**63:
+            raise TypeError(f"{name}: got {value!r}, expected a 64-bit integer or a tensor [B]")
+    elif not isinstance(value, (int, float)):
+        raise TypeError(f"{name}: got {value!r}, expected a number or a tensor [B]")
+    return torch.full(like.shape[:1], value, dtype=dtype, device=like.device)
+
+
+_ROW_DTYPES = {
+    "seed": torch.int64,
+    "temperature": torch.float64,
+    "top_k": torch.int64,
+    "top_p": torch.float64,
+    "min_p": torch.float64,
+}
 _REALS = (torch.float32, torch.float64)
 
 
