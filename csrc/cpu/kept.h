@@ -42,13 +42,16 @@ class Kept {
   void use_blocks(const ScannedRow& scanned, const Filter* filter);
   // The last kept column as an order key, among all allowed columns.
   uint64_t find_last(const ScannedRow& allowed, const Filters& filters);
+  // Fills refined_: the sums of the heaviest blocks again, in double precision.
+  void refine();
   const void* columns_of(int64_t block) const;
-  int64_t column_in(int64_t block, double target, const double* groups) const;
+  int64_t column_in(int64_t block, const std::vector<double>& cumulative, double target);
 
   const Row* row_ = nullptr;
   Scale scale_;
   double ref_ = 0, log2_sum_ = 0;   // of the kept mass
   std::vector<double> cumulative_;  // of the list's entries, or of the blocks
+  std::vector<double> refined_;     // of the blocks, empty until a draw is nearly a tie
   bool listed_ = false;
   std::vector<std::pair<int64_t, double>> list_;  // column, weight
   const ScannedRow* scanned_ = nullptr;

@@ -1,4 +1,5 @@
-// The CUDA runtime, or its stand-in when the kernels are compiled for the host (launch.cuh says why).
+// The CUDA runtime, or its stand-in when the kernels are compiled for the host (launch.cuh says
+// why).
 #pragma once
 #include <cstdint>
 
@@ -9,9 +10,3 @@
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 #endif
-
-namespace pyttc {
-
-enum class Float : int { f32 = 0, bf16 = 1, f16 = 2 };
-
-}  // namespace pyttc

@@ -1,7 +1,8 @@
-// Runs CUDA C++ kernels on the host: one block at a time, one fiber a thread, switched at every barrier
-// and shuffle. It finds wrong indices, missing barriers that change a result, divergent barriers and,
-// under AddressSanitizer, out-of-bounds accesses; it does not find races. PYTTC_EMULATE_REVERSE=1 in the
-// environment runs blocks and threads in reverse order, so that a result depending on either shows.
+// Runs CUDA C++ kernels on the host: one block at a time, one fiber a thread, switched at every
+// barrier and shuffle. It finds wrong indices, missing barriers that change a result, divergent
+// barriers and, under AddressSanitizer, out-of-bounds accesses; it does not find races.
+// PYTTC_EMULATE_REVERSE=1 in the environment runs blocks and threads in reverse order, so that a
+// result depending on either shows.
 #pragma once
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
