@@ -55,11 +55,11 @@ def cuda(run: Callable[..., Any]) -> Implementation:
     return Implementation(run, "cuda", missing)
 
 
-def triton(name: str) -> Implementation:
-    """The implementation of op `name` in pyttc.triton_kernels: its `launch` takes the op's arguments."""
+def triton(name: str, function: str = "launch") -> Implementation:
+    """The implementation of op `name` in pyttc.triton_kernels: `function` takes the op's arguments."""
 
     def run(*args: Any, **kwargs: Any) -> Any:
-        return _module(f"triton_kernels.{name}").launch(*args, **kwargs)
+        return getattr(_module(f"triton_kernels.{name}"), function)(*args, **kwargs)
 
     missing = None if importlib.util.find_spec("triton") else "triton is not installed"
     # Triton's interpreter runs kernels on host tensors.

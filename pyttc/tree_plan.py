@@ -126,7 +126,12 @@ def tile_owners(nodes: dict[int, Node], leaf: int, chunk: int, length: int) -> l
 
 
 def add_item(
-    work: Work, nodes: dict[int, Node], page_size: int, chunk: int, first: int, group: list[list[int]]
+    work: Work,
+    nodes: dict[int, Node],
+    page_size: int,
+    chunk: int,
+    first: int,
+    group: list[list[int]],
 ) -> None:
     if not group:
         return

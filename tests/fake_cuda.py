@@ -35,7 +35,10 @@ def inspect(name: str, cubin: bytes, shared: int) -> Kernel:
         file.write(cubin)
         file.flush()
         usage = subprocess.run(
-            [CUOBJDUMP, "-res-usage", "-sass", file.name], capture_output=True, text=True, check=True
+            [CUOBJDUMP, "-res-usage", "-sass", file.name],
+            capture_output=True,
+            text=True,
+            check=True,
         ).stdout
     found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
     assert found, usage

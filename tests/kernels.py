@@ -33,7 +33,9 @@ def moved(values: Any, device: str) -> Any:
     if isinstance(values, torch.Tensor):
         if device == "cpu":
             return values
-        there = torch.empty_strided(values.shape, values.stride(), dtype=values.dtype, device=device)
+        there = torch.empty_strided(
+            values.shape, values.stride(), dtype=values.dtype, device=device
+        )
         return there.copy_(values)
     if isinstance(values, pyttc.PrefixTree):
         return values.to(device)
@@ -83,7 +85,9 @@ def check(name: str, call: Call, impl: str, device: str = "cpu") -> None:
         g, e, x = (t.double()[e.isfinite()] for t in (g, e, x))
         if x.numel():
             error, allowed = (g - x).abs().max().item(), (e - x).abs().max().item()
-            bound = 2 * allowed + 16 * torch.finfo(torch.float32).eps * max(1.0, x.abs().max().item())
+            bound = 2 * allowed + 16 * torch.finfo(torch.float32).eps * max(
+                1.0, x.abs().max().item()
+            )
             assert error <= bound, (name, error, allowed)
 
 
@@ -180,6 +184,29 @@ def sample_calls() -> list[Call]:
         call(x[:1].expand(3, 5000), top_k=9),
         call(tops("random", (2, 1), f32), topk=1),
         call(spread(tops("random", (4, 33), f16)), top_k=7),
+    ]
+
+
+def lm_head_topk_calls() -> list[Call]:
+    f32, bf16, f16 = torch.float32, torch.bfloat16, torch.float16
+
+    def head(rows: int, width: int, columns: int, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+        make = torch.Generator().manual_seed(rows)
+        hidden = torch.randn(rows, width, generator=make)
+        return (hidden / width**0.5).to(dtype), torch.randn(columns, width, generator=make).to(
+            dtype
+        )
+
+    ids = {"path_ids": torch.arange(3), "positions": torch.full((3,), 7), "seed": 11}
+    hidden, weight = head(3, 40, 300, bf16)
+    hidden[1, 3] = NAN
+    return [
+        ((*head(2, 40, 200, f32), 5), {}),
+        ((*head(70, 130, 70, bf16), 3), {"temperature": 0.7}),
+        ((spread(head(2, 16, 150, f16)[0]), spread(head(2, 16, 150, f16)[1]), 1), {}),
+        ((*head(3, 64, 300, bf16), 4), {**ids, "top_p": 0.9}),
+        ((hidden, weight, 0), {**ids, "temperature": torch.tensor([0.5, 1.0, 0.0])}),
+        ((*head(0, 16, 20, f32), 2), {}),
     ]
 
 

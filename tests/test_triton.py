@@ -12,8 +12,6 @@ import pytest
 import torch
 
 pytest.importorskip("triton")
-from triton.runtime import driver  # noqa: E402
-
 from pyttc.triton_kernels import (  # noqa: E402
     copy_pages,
     lm_head_topk,
@@ -25,6 +23,7 @@ from pyttc.triton_kernels import (  # noqa: E402
     store_kv,
     topk_score,
 )
+from triton.runtime import driver  # noqa: E402
 
 from . import fake_cuda  # noqa: E402
 
@@ -36,7 +35,11 @@ def test_interpreted():
     command = [sys.executable, "-W", "ignore", "-m", "pytest", "-p", "no:cacheprovider"]
     folder = Path(__file__).parent / "interpreted"
     done = subprocess.run(
-        [*command, str(folder)], env=environment, capture_output=True, text=True, cwd=folder.parents[1]
+        [*command, str(folder)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        cwd=folder.parents[1],
     )
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
 
@@ -72,7 +75,9 @@ def beams(**options: object) -> None:
     logprobs, groups = empty(1024, 32, dtype=F32), zeros(1024)
     if options:
         options |= {"bonus": logprobs, "length": groups}
-    select_beams.launch(logprobs[:, 0], logprobs, zeros(1024, 32), groups, 256, num_groups=4, **options)
+    select_beams.launch(
+        logprobs[:, 0], logprobs, zeros(1024, 32), groups, 256, num_groups=4, **options
+    )
 
 
 def store() -> None:

@@ -77,7 +77,9 @@ def store_state(state, at, live, d, high_ptr, total_ptr, values_ptr, D: tl.const
     high, total, values = state
     tl.store(high_ptr + at, high, mask=live)
     tl.store(total_ptr + at, total, mask=live)
-    tl.store(values_ptr + at[:, None] * D + d[None, :], values, mask=live[:, None] & (d < D)[None, :])
+    tl.store(
+        values_ptr + at[:, None] * D + d[None, :], values, mask=live[:, None] & (d < D)[None, :]
+    )
 
 
 @triton.jit
@@ -134,7 +136,10 @@ class States:
     def __init__(self, count: int, q: torch.Tensor) -> None:
         heads, d = q.shape[-2:]
         make = {"dtype": torch.float32, "device": q.device}
-        self.high, self.total = torch.empty(count * heads, **make), torch.empty(count * heads, **make)
+        self.high, self.total = (
+            torch.empty(count * heads, **make),
+            torch.empty(count * heads, **make),
+        )
         self.values = torch.empty(count * heads * d, **make)
 
     def merge(

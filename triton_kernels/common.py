@@ -13,7 +13,7 @@ def order_key(x):
 
 @triton.jit
 def uniform(seed, path, position):
-    """Uniform on [0, 1) with 53 bits: Philox4x32-10, key seed, counter (path, position, draw 0, purpose 0)."""
+    """Uniform on [0, 1) with 53 bits: Philox4x32-10, counter (path, position, draw 0, purpose 0)."""
     zero = tl.full((), 0, tl.uint32)
     low, high, _, _ = tl.philox(
         seed.to(tl.uint64), path.to(tl.uint32), position.to(tl.uint32), zero, zero

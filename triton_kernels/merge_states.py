@@ -28,7 +28,9 @@ def merge_states_kernel(
     weight_a, weight_b = tl.exp(lse_a - shift), tl.exp(lse_b - shift)
     total = weight_a + weight_b
     divisor = tl.where(total == 0.0, 1.0, total)
-    tl.store(lse_ptr + row, tl.where(total == 0.0, float("-inf"), shift + tl.log(divisor)), mask=live)
+    tl.store(
+        lse_ptr + row, tl.where(total == 0.0, float("-inf"), shift + tl.log(divisor)), mask=live
+    )
     d = tl.arange(0, BLOCK_D)
     at = row[:, None] * D + d[None, :]
     # What an empty state holds is not read: it may be anything, NaN too.

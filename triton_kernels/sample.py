@@ -387,7 +387,9 @@ def sample_kernel(
         x = tl.load(logits_ptr + token, mask=token >= 0, other=0.0).to(tl.float32)
         logprob = log_weight(x, row_largest, scale) - log_total
         log_kept = log_weight(largest, row_largest, scale) + tl.log(mass) - log_total
-        unfiltered = plain if MASK == 0 else (plain & (total == row_total) & (largest == row_largest))
+        unfiltered = (
+            plain if MASK == 0 else (plain & (total == row_total) & (largest == row_largest))
+        )
         log_kept = tl.where(unfiltered, 0.0, tl.minimum(log_kept, 0.0))
         nothing = float("-inf")
         tl.store(tokens_ptr + row, token)

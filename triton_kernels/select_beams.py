@@ -156,7 +156,9 @@ def select_beams_kernel(
     for first in range(0, children, BLOCK):
         i = first + tl.arange(0, BLOCK).to(tl.int64)
         live, key, row, token, column, score = child(i, i < children, *args, BONUS, LENGTH)
-        live = live & reaches(key, row, token, column, bound_key, bound_row, bound_token, bound_column)
+        live = live & reaches(
+            key, row, token, column, bound_key, bound_row, bound_token, bound_column
+        )
         count = live.to(tl.int64)
         tl.store(chosen_ptr + kept + tl.cumsum(count, 0) - 1, i, mask=live)
         kept += tl.sum(count, 0)
@@ -169,7 +171,9 @@ def select_beams_kernel(
         for other_first in range(0, kept, BLOCK_J):
             other_at = other_first + tl.arange(0, BLOCK_J)
             j = tl.load(chosen_ptr + other_at, mask=other_at < kept, other=0)
-            other, key_j, row_j, token_j, column_j, _ = child(j, other_at < kept, *args, BONUS, LENGTH)
+            other, key_j, row_j, token_j, column_j, _ = child(
+                j, other_at < kept, *args, BONUS, LENGTH
+            )
             better = other[None, :] & reaches(
                 key_j[None, :],
                 row_j[None, :],

@@ -103,7 +103,9 @@ def shared_prefix_attention_kernel(
         state = empty_state(ROWS, BLOCK_D)
         # First the tiles that all rows share, then each path's own, up to the longest of them.
         end = tl.minimum((chunk + 1) * CHUNK, tl.max(tl.where(live, length, 0), 0))
-        own_start = tl.minimum((chunk + 1) * CHUNK, tl.maximum(prefix // TILE * TILE, chunk * CHUNK))
+        own_start = tl.minimum(
+            (chunk + 1) * CHUNK, tl.maximum(prefix // TILE * TILE, chunk * CHUNK)
+        )
         common = (own_start - chunk * CHUNK) // TILE
         own = tl.maximum((end - own_start + TILE - 1) // TILE, 0)
         for step in range(0, common + own * (last_path - first_path)):

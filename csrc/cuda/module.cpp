@@ -49,5 +49,7 @@ PYBIND11_MODULE(PYTTC_MODULE, m) {
   using namespace pyttc;
   m.def("bind_torch", &bind_torch);
   m.attr("archs") = PYTTC_ARCHS;
+  m.def("copy_pages", launcher(&copy_pages));
   m.def("merge_states", launcher(&merge_states));
+  m.def("store_kv", launcher(&store_kv));
 }

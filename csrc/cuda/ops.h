@@ -7,8 +7,14 @@
 
 namespace pyttc {
 
+cudaError_t copy_pages(cudaStream_t stream, const Tensor& k_pages, const Tensor& v_pages,
+                       const Tensor& src, const Tensor& dst);
+
 cudaError_t merge_states(cudaStream_t stream, const Tensor& out_a, const Tensor& lse_a,
                          const Tensor& out_b, const Tensor& lse_b, const Tensor& out,
                          const Tensor& lse);
+
+cudaError_t store_kv(cudaStream_t stream, const Tensor& k, const Tensor& v, const Tensor& k_pages,
+                     const Tensor& v_pages, const Tensor& slots);
 
 }  // namespace pyttc
