@@ -134,7 +134,9 @@ def kept_columns(logits, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, mask=No
     """[V] bool, by the reference's filters, and the float64 weights of all columns."""
     x = logits.double()[None]
     allowed = x if mask is None else x.masked_fill(~unpack_mask(mask, len(logits)), -torch.inf)
-    number = [torch.tensor([float(value)], dtype=torch.float64) for value in (temperature, top_p, min_p)]
+    number = [
+        torch.tensor([float(value)], dtype=torch.float64) for value in (temperature, top_p, min_p)
+    ]
     kept = keep(allowed, number[0], torch.tensor([top_k]), number[1], number[2])[0]
     return kept, ((x[0] - x[0].max()) / temperature).exp()
 
@@ -147,7 +149,7 @@ def inverse_cdf(weights, u):
 
 
 def assert_draws(got, weights, u, share=1e-4):
-    """Tokens of inverse_cdf(weights, u), but for a share of draws within a float32 ulp of a boundary."""
+    """Tokens of inverse_cdf, but for a share of draws within a float32 ulp of a boundary."""
     want = inverse_cdf(weights, u)
     wrong = got != want
     edge = (weights.cumsum(0) / weights.sum())[torch.minimum(got, want)[wrong]]
@@ -257,7 +259,12 @@ def test_rows_with_nothing_to_draw_are_flagged_and_leave_the_others_alone():
     kwargs = {"topk": 20, "top_p": 0.9}
     alone = call(logits, **kwargs)
     spoilt = logits.clone()
-    spoilt[1, 4999], spoilt[3, 17], spoilt[5], spoilt[7, :300] = torch.nan, torch.inf, -torch.inf, torch.nan
+    spoilt[1, 4999], spoilt[3, 17], spoilt[5], spoilt[7, :300] = (
+        torch.nan,
+        torch.inf,
+        -torch.inf,
+        torch.nan,
+    )
     got, want = call(spoilt, **kwargs), call(spoilt, impl="reference", **kwargs)
     for i in range(9):
         if i in (1, 3, 5, 7):
@@ -406,7 +413,11 @@ def test_bits_do_not_depend_on_strides(v, rows, gap, seed):
     buffer = torch.full((rows, v + gap), torch.nan, dtype=logits.dtype)
     view = buffer[:, gap // 2 : gap // 2 + v]
     view.copy_(logits)
-    spread = {k: torch.stack([t] * 2, -1)[..., 0] for k, t in kwargs.items() if torch.is_tensor(t) and t.dim() == 1}
+    spread = {
+        k: torch.stack([t] * 2, -1)[..., 0]
+        for k, t in kwargs.items()
+        if torch.is_tensor(t) and t.dim() == 1
+    }
     assert same(pyttc.sample(logits, **kwargs), pyttc.sample(view, **{**kwargs, **spread}))
 
 

@@ -76,7 +76,10 @@ def test_invalid_calls_name_the_argument(args, kwargs, name):
 
 def check_row(kind, v, k, dtype=torch.float32, temperature=1.0):
     logits = row(kind, v).clamp_max(torch.finfo(dtype).max).to(dtype)[None]
-    got, want = pyttc.topk_score(logits, k, temperature=temperature), reference(logits, k, temperature)
+    got, want = (
+        pyttc.topk_score(logits, k, temperature=temperature),
+        reference(logits, k, temperature),
+    )
     order = logits[0].double().sort(stable=True, descending=True).indices
     assert torch.equal(got.indices[0], order[:k])
     assert relative(got.logprobs, want.logprobs) < 1.3e-7
@@ -103,9 +106,13 @@ def test_best_columns_are_exact_on_a_million(kind):
 @pytest.mark.parametrize("kind", ["normal", "wide", "offset", "float max", "holes"])
 def test_any_temperature(kind, temperature):
     logits = row(kind, 5000)[None]
-    got, want = pyttc.topk_score(logits, 50, temperature=temperature), reference(logits, 50, temperature)
+    got, want = (
+        pyttc.topk_score(logits, 50, temperature=temperature),
+        reference(logits, 50, temperature),
+    )
     assert torch.equal(got.indices, want.indices)
-    # The reference rounds logits / temperature to float64, an error of the size of the quotient's ulp.
+    # The reference rounds logits / temperature to float64, an error of the size of the quotient's
+    # ulp.
     slack = 2e-16 * float(logits[logits > -torch.inf].abs().max()) / max(temperature, 1e-250)
     if slack < 1e-8:
         assert relative(got.logprobs, want.logprobs) < 1.3e-7
@@ -219,7 +226,9 @@ def test_bits_do_not_depend_on_strides(shape, rows, gap, seed):
     view = buffer[:, gap // 2 : gap // 2 + v]
     view.copy_(logits)
     assert same(pyttc.topk_score(logits, k), pyttc.topk_score(view, k))
-    assert same(pyttc.topk_score(logits[:1].repeat(3, 1), k), pyttc.topk_score(logits[:1].expand(3, v), k))
+    assert same(
+        pyttc.topk_score(logits[:1].repeat(3, 1), k), pyttc.topk_score(logits[:1].expand(3, v), k)
+    )
 
 
 @axis
@@ -248,7 +257,10 @@ def test_k_shows_in_nothing_but_how_many_columns_come_back():
 @pytest.mark.parametrize("isa", ["generic", "avx2"])
 def test_other_instruction_sets(isa):
     """The exactness tests above, in a process that uses another instruction set."""
-    tests = [f"{__file__}::{test_best_columns_are_exact.__name__}", f"{__file__}::test_any_temperature"]
+    tests = [
+        f"{__file__}::{test_best_columns_are_exact.__name__}",
+        f"{__file__}::test_any_temperature",
+    ]
     command = [sys.executable, "-m", "pytest", "-q", "-x", *tests]
     environment = {**os.environ, "PYTTC_CPU_ISA": isa}
     run = subprocess.run(command, env=environment, capture_output=True, text=True)

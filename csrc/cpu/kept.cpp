@@ -32,39 +32,55 @@ float floor_of(double min_p, float largest, const Scale& scale) {
   return near < exact ? std::nextafter(near, INFINITY) : near;
 }
 
-struct Item {
-  uint64_t key;
-  float weight;
-};
-
-// The key at which the cumulative weight, in descending order of keys, reaches `mass`: histograms
-// of the value's bits from the top, each over the bin the last one ended in. Items come in order of
-// columns.
-uint64_t key_at_mass(std::vector<Item> items, double mass) {
-  constexpr int kShifts[] = {53, 42, 32}, kBins = 1 << 11;
-  constexpr size_t kFew = 256;
+// The order key of the column at which the cumulative weight, best column first, reaches `mass`:
+// one histogram of weights by the highest bits of the value, in four parts so that no addition
+// waits for the one before it, then two of the bin where that ends by the bits below, then a sort
+// of what is left.
+uint64_t key_at_mass(const std::vector<float>& x, const std::vector<float>& weights, int64_t v,
+                     double mass) {
+  constexpr int kBits = 11, kBins = 1 << kBits, kParts = 4;
+  constexpr int kFew = 256;
+  std::vector<double> bins(kBins * kParts);
   double before = 0;
-  std::vector<double> bins(kBins);
-  for (int shift : kShifts) {
-    if (items.size() <= kFew) break;
+  const auto bin_of = [](uint64_t key, int shift) { return key >> shift & (kBins - 1); };
+  // The bin where the mass is reached; `before` is what the better bins hold.
+  const auto crossing = [&] {
+    int found = 0;
+    for (int bin = kBins - 1; bin >= 0; --bin) {
+      double here = 0;
+      for (int part = 0; part < kParts; ++part) here += bins[bin * kParts + part];
+      if (!(here > 0)) continue;
+      found = bin;
+      if (before + here >= mass) break;
+      before += here;
+    }
+    return static_cast<uint64_t>(found);
+  };
+
+  int shift = 64 - kBits;
+  for (int64_t c = 0; c < v; ++c)
+    bins[bin_of(order_key(x[c], c), shift) * kParts + c % kParts] += weights[c];
+  uint64_t bin = crossing();
+  std::vector<std::pair<uint64_t, float>> items;
+  for (int64_t c = 0; c < v; ++c) {
+    const uint64_t key = order_key(x[c], c);
+    if (bin_of(key, shift) == bin && weights[c] > 0) items.emplace_back(key, weights[c]);
+  }
+  while (items.size() > kFew && shift > 32) {
+    shift = std::max(32, shift - kBits);
     std::fill(bins.begin(), bins.end(), 0);
-    const auto bin_of = [&](const Item& item) { return item.key >> shift & (kBins - 1); };
-    for (const Item& item : items) bins[bin_of(item)] += item.weight;
-    int64_t bin = kBins - 1,
-            lowest = bin_of(*std::min_element(items.begin(), items.end(), [&](auto& a, auto& b) {
-              return bin_of(a) < bin_of(b);
-            }));
-    while (bin > lowest && before + bins[bin] < mass) before += bins[bin--];
+    for (const auto& [key, weight] : items) bins[bin_of(key, shift) * kParts] += weight;
+    bin = crossing();
     items.erase(std::remove_if(items.begin(), items.end(),
-                               [&](const Item& item) { return int64_t(bin_of(item)) != bin; }),
+                               [&](const auto& item) { return bin_of(item.first, shift) != bin; }),
                 items.end());
   }
-  const auto better = [](const Item& a, const Item& b) { return a.key > b.key; };
+  const auto better = [](const auto& a, const auto& b) { return a.first > b.first; };
   if (!std::is_sorted(items.begin(), items.end(), better))
     std::sort(items.begin(), items.end(), better);
-  for (const Item& item : items)
-    if ((before += item.weight) >= mass) return item.key;
-  return items.back().key;
+  for (const auto& [key, weight] : items)
+    if ((before += weight) >= mass) return key;
+  return items.back().first;
 }
 
 }  // namespace
@@ -169,34 +185,27 @@ bool Kept::find(const Row& row, const ScannedRow& raw, const ScannedRow* masked,
 }
 
 uint64_t Kept::find_last(const ScannedRow& allowed, const Filters& filters) {
-  const BlockStat stat = unit(scale_, key_value(allowed.keys[0]));
+  const int64_t v = row_->v, groups = (v + kGroup - 1) / kGroup;
   Filter allowed_only;
   allowed_only.mask = filters.mask;
-  const int64_t v = row_->v, groups = (v + kGroup - 1) / kGroup;
-  std::vector<float> weights(groups * kGroup);
-  row_->kernels.weights(row_->columns(0, v), v, 0, groups, &allowed_only, scale_, stat,
-                        weights.data());
-  std::vector<Item> items;
-  items.reserve(v);
-  for (int64_t c = 0; c < v; ++c) {
-    const float x = row_->at(c);
-    const bool on = !filters.mask || (static_cast<uint32_t>(filters.mask[c / 32]) >> c % 32 & 1);
-    if (on && x > -INFINITY) items.push_back({order_key(x, c), weights[c]});
+  std::vector<float> x(groups * kGroup), weights(groups * kGroup);
+  row_->kernels.values(row_->columns(0, v), v, filters.mask ? &allowed_only : nullptr, x.data());
+  uint64_t last = order_key(-INFINITY, v);  // after every column
+  if (filters.top_k) {
+    int64_t finite = 0;
+    for (int64_t c = 0; c < v; ++c) finite += weights[c] = x[c] > -INFINITY;
+    if (filters.top_k < finite) last = key_at_mass(x, weights, v, filters.top_k);
   }
-  uint64_t last = order_key(-INFINITY, v);
-  if (filters.top_k && filters.top_k < static_cast<int64_t>(items.size())) {
-    std::vector<uint64_t> keys;
-    for (const Item& item : items) keys.push_back(item.key);
-    std::nth_element(keys.begin(), keys.begin() + filters.top_k - 1, keys.end(), std::greater<>());
-    last = keys[filters.top_k - 1];
-    items.erase(std::remove_if(items.begin(), items.end(),
-                               [&](const Item& item) { return item.key < last; }),
-                items.end());
-  }
+  if (filters.top_p == 1) return last;
+  row_scan_kernels(DType::f32)
+      .weights(x.data(), v, 0, groups, nullptr, scale_, unit(scale_, key_value(allowed.keys[0])),
+               weights.data());
   double mass = 0;
-  for (const Item& item : items) mass += item.weight;
-  if (filters.top_p < 1) last = key_at_mass(std::move(items), filters.top_p * mass);
-  return last;
+  for (int64_t c = 0; c < v; ++c) {
+    if (order_key(x[c], c) < last) weights[c] = 0;
+    mass += weights[c];
+  }
+  return std::max(last, key_at_mass(x, weights, v, filters.top_p * mass));
 }
 
 void Kept::use_list(const uint64_t* keys, const double* weights, int64_t n) {

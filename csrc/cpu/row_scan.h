@@ -128,6 +128,8 @@ struct RowScanKernels {
   // Blocks [begin, end), begin at the start of a segment; `filter` may be null.
   void (*scan)(const void* row, int64_t v, int64_t begin, int64_t end, const Filter* filter,
                RowScan& s);
+  // The row as floats, -inf where the filter leaves a column out and up to a multiple of 16.
+  void (*values)(const void* row, int64_t v, const Filter* filter, float* x);
   // The sums of a block that is not wide again, in double precision.
   void (*refine)(const void* row, int64_t v, int64_t block, const Filter* filter,
                  const Scale& scale, BlockStat& stat);

@@ -277,6 +277,12 @@ void weights(const void* row, int64_t v, int64_t begin, int64_t end, const Filte
   }
 }
 
+template <class T>
+void values(const void* row, int64_t v, const Filter* filter, float* x) {
+  for (int64_t g = 0; g * kGroup < v; ++g)
+    load_group(static_cast<const T*>(row), v, g, filter, x + g * kGroup);
+}
+
 // Plain loops over 16 columns, which compilers turn into vectors of doubles; Taylor's 11 terms are
 // exact to 2e-13.
 template <class T>
@@ -342,7 +348,8 @@ int64_t column(const void* row, int64_t v, int64_t group, double rest, const Fil
 }
 
 template <class T>
-constexpr RowScanKernels kKernels = {scan<T>, refine<T>, groups<T>, column<T>, weights<T>};
+constexpr RowScanKernels kKernels = {scan<T>,   values<T>, refine<T>,
+                                     groups<T>, column<T>, weights<T>};
 
 }  // namespace
 }  // namespace pyttc
