@@ -115,4 +115,4 @@ _op = register(
         "triton": triton("copy_pages"),
         "cuda": cuda(run_cuda),
     },
-).default
+).call

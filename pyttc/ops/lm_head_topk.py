@@ -214,7 +214,7 @@ _score = register(
         "native": Implementation(native, device="cpu"),
         "triton": triton("lm_head_topk"),
     },
-).default
+).call
 _DRAW_IMPLS = {
     "reference": Implementation(reference_draw, device=None),
     "native": Implementation(native_draw, device="cpu"),
@@ -228,7 +228,7 @@ _draw = register(
     check=check_draw,
     fake=fake_draw,
     impls=_DRAW_IMPLS,
-).default
+).call
 _draw_rows = register(
     "lm_head_topk.sample_rows(Tensor hidden, Tensor weight, Tensor seed, Tensor path_ids,"
     " Tensor positions, Tensor temperature, Tensor top_k, Tensor top_p, Tensor min_p, Tensor? mask,"
@@ -236,4 +236,4 @@ _draw_rows = register(
     check=check_draw_rows,
     fake=fake_draw,
     impls=_DRAW_IMPLS,
-).default
+).call

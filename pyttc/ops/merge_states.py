@@ -120,4 +120,4 @@ _op = register(
         "triton": triton("merge_states"),
         "cuda": cuda(run_cuda),
     },
-).default
+).call

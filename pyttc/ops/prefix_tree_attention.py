@@ -302,4 +302,4 @@ _op = register(
         "native": Implementation(native, device="cpu"),
         "triton": triton("prefix_tree_attention"),
     },
-).default
+).call

@@ -395,7 +395,7 @@ _op = register(
     check=check,
     fake=fake,
     impls=_IMPLS,
-).default
+).call
 _op_rows = register(
     "sample.rows(Tensor logits, Tensor seed, Tensor path_ids, Tensor positions, Tensor temperature,"
     " Tensor top_k, Tensor top_p, Tensor min_p, Tensor? mask=None, int topk=0, *,"
@@ -403,4 +403,4 @@ _op_rows = register(
     check=check_rows,
     fake=fake,
     impls=_IMPLS,
-).default
+).call

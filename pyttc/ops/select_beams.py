@@ -252,4 +252,4 @@ _op = register(
         "native": Implementation(native, device="cpu"),
         "triton": triton("select_beams"),
     },
-).default
+).call

@@ -238,4 +238,4 @@ _op = register(
         "native": Implementation(native, device="cpu"),
         "triton": triton("shared_prefix_attention"),
     },
-).default
+).call

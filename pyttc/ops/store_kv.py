@@ -138,4 +138,4 @@ _op = register(
         "triton": triton("store_kv"),
         "cuda": cuda(run_cuda),
     },
-).default
+).call

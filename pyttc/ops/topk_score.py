@@ -173,4 +173,4 @@ _op = register(
         "native": Implementation(native, device="cpu"),
         "triton": triton("topk_score"),
     },
-).default
+).call
