@@ -333,14 +333,17 @@ void groups(const void* row, int64_t v, int64_t block, const Filter* filter, con
 
 template <class T>
 int64_t column(const void* row, int64_t v, int64_t group, double rest, const Filter* filter,
-               const Scale& scale, const BlockStat& stat) {
+               const Scale& scale, const BlockStat& stat, double& margin) {
   float e[kGroup];
   weights<T>(row, v, group, group + 1, filter, scale, stat, e);
   double sum = 0;
   int before = 0;
+  margin = __builtin_fabs(rest);
   for (int i = 0; i < kGroup; ++i) {
     sum += static_cast<double>(e[i]);
     before += sum <= rest;
+    const double distance = __builtin_fabs(rest - sum);
+    margin = distance < margin ? distance : margin;
   }
   if (before == kGroup)
     while (before > 1 && !(e[before - 1] > 0)) --before;
