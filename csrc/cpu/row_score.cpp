@@ -50,7 +50,8 @@ void ScannedRow::scan(const Row& row, const Filter* filter, const Scale& scale, 
   bool refined = false;
   for (int64_t b = 0; b < n; ++b) {
     BlockStat& stat = blocks[b];
-    if (stat.wide || stat.sum * power_of_two(stat.ref - totals.ref) < share * totals.sum) continue;
+    if (stat.wide || !(stat.sum > 0)) continue;
+    if (stat.sum * power_of_two(stat.ref - totals.ref) < share * totals.sum) continue;
     row.kernels.refine(row.data, row.v, b, filter, scale, stat);
     refined = true;
   }
