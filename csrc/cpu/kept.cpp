@@ -239,7 +239,8 @@ void Kept::refine() {
   for (int64_t b = 0; b < n; ++b)
     if (!blocks[b].wide &&
         cumulative_[b] - (b ? cumulative_[b - 1] : 0) >= share * cumulative_[n - 1])
-      row_->kernels.refine(columns_of(b), row_->v, b, filter_, scale_, blocks[b]);
+      blocks[b].sum =
+          row_->kernels.refined_sum(columns_of(b), row_->v, b, filter_, scale_, blocks[b]);
   cumulate(blocks.data(), n, ref_, refined_);
 }
 

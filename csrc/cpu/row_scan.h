@@ -131,9 +131,9 @@ struct RowScanKernels {
                RowScan& s);
   // The row as floats, -inf where the filter leaves a column out and up to a multiple of 16.
   void (*values)(const void* row, int64_t v, const Filter* filter, float* x);
-  // The sums of a block that is not wide again, in double precision.
-  void (*refine)(const void* row, int64_t v, int64_t block, const Filter* filter,
-                 const Scale& scale, BlockStat& stat);
+  // The sum of a block that is not wide again, in double precision.
+  double (*refined_sum)(const void* row, int64_t v, int64_t block, const Filter* filter,
+                        const Scale& scale, const BlockStat& stat);
   // For the 16 groups of 16 columns of a block, the sum of e over them and those before, relative
   // to the block's reference.
   void (*groups)(const void* row, int64_t v, int64_t block, const Filter* filter,
