@@ -13,7 +13,7 @@ constexpr int64_t kNucleus = 128;  // the columns looked at for top_p and min_p 
 constexpr int64_t kMany = 16;  // draws from one row that pay for a guide and for kept group sums
 // A scan's sums are in float within a block: what this share of them would decide is decided again,
 // more exactly.
-constexpr double kDoubt = 2e-7;
+constexpr double kDoubt = 3e-7;
 
 // What weights are measured by, for values around `largest`.
 BlockStat unit(const Scale& scale, float largest) {
@@ -239,7 +239,8 @@ void Kept::refine() {
   for (int64_t b = 0; b < n; ++b)
     if (!blocks[b].wide &&
         cumulative_[b] - (b ? cumulative_[b - 1] : 0) >= share * cumulative_[n - 1])
-      row_->kernels.refine(columns_of(b), row_->v, b, filter_, scale_, blocks[b]);
+      blocks[b].sum =
+          row_->kernels.refined_sum(columns_of(b), row_->v, b, filter_, scale_, blocks[b]);
   cumulate(blocks.data(), n, ref_, refined_);
 }
 
@@ -247,28 +248,31 @@ const void* Kept::columns_of(int64_t block) const {
   return row_->columns(block * kBlock, std::min(row_->v, (block + 1) * kBlock));
 }
 
-int64_t Kept::column_in(int64_t block, const std::vector<double>& cumulative, double target) {
+Kept::Place Kept::column_in(int64_t block, const std::vector<double>& cumulative, double target) {
   const BlockStat& stat = scanned_->blocks[block];
   double* groups = groups_.data() + (have_groups_.empty() ? 0 : block * kGroups);
   if (have_groups_.empty() || !have_groups_[block])
     row_->kernels.groups(columns_of(block), row_->v, block, filter_, scale_, stat, groups);
   if (!have_groups_.empty()) have_groups_[block] = 1;
-  // From units of the row's reference to the block's.
-  const double rest =
-      (target - (block ? cumulative[block - 1] : 0)) / power_of_two(stat.ref - ref_);
+  const double unit = power_of_two(stat.ref - ref_);
+  const double rest = (target - (block ? cumulative[block - 1] : 0)) / unit;
   int group = 0;
   for (int g = 0; g < kGroups; ++g) group += groups[g] <= rest;
   // Where rounding leaves the groups short of the block's own sum, the last with any weight is
   // meant.
   if (group == kGroups)
     for (--group; group > 0 && !(groups[group] > groups[group - 1]);) --group;
-  return row_->kernels.column(columns_of(block), row_->v, block * kGroups + group,
-                              rest - (group ? groups[group - 1] : 0), filter_, scale_, stat);
+  Place place;
+  place.column = row_->kernels.column(columns_of(block), row_->v, block * kGroups + group,
+                                      rest - (group ? groups[group - 1] : 0), filter_, scale_, stat,
+                                      place.margin);
+  place.margin *= unit;
+  return place;
 }
 
 void Kept::draw(const double* u, int64_t n, int64_t* columns) {
   const int64_t size = cumulative_.size();
-  const double total = cumulative_[size - 1], doubt = kDoubt * total;
+  const double total = cumulative_[size - 1];
   const bool many = n >= kMany;
   if (many) {
     guide_.resize(size);
@@ -282,27 +286,27 @@ void Kept::draw(const double* u, int64_t n, int64_t* columns) {
     groups_.resize((many ? size : 1) * kGroups);
     have_groups_.assign(many ? size : 0, 0);
   }
-  const auto place = [&](double target) {
-    if (!many) return first_above(cumulative_, target);
-    int64_t i = guide_[std::min(size - 1, static_cast<int64_t>(target / total * size))];
-    while (i > 0 && cumulative_[i - 1] > target) --i;
-    while (cumulative_[i] <= target) ++i;
-    return i;
-  };
-  const auto column_at = [&](double target) {
-    return column_in(place(target), cumulative_, target);
-  };
   for (int64_t draw = 0; draw < n; ++draw) {
     const double target = below(u[draw] * total, total);
+    int64_t i;
+    if (many) {
+      i = guide_[static_cast<int64_t>(u[draw] * size)];
+      while (i > 0 && cumulative_[i - 1] > target) --i;
+      while (cumulative_[i] <= target) ++i;
+    } else {
+      i = first_above(cumulative_, target);
+    }
     if (listed_) {
-      columns[draw] = list_[place(target)].first;
+      columns[draw] = list_[i].first;
       continue;
     }
-    columns[draw] = column_at(std::max(0., target - doubt));
-    if (columns[draw] == column_at(below(target + doubt, total))) continue;
-    if (refined_.empty()) refine();
-    const double exact = below(u[draw] * refined_.back(), refined_.back());
-    columns[draw] = column_in(first_above(refined_, exact), refined_, exact);
+    Place place = column_in(i, cumulative_, target);
+    if (place.margin < kDoubt * total) {
+      if (refined_.empty()) refine();
+      const double refined = below(u[draw] * refined_.back(), refined_.back());
+      place = column_in(first_above(refined_, refined), refined_, refined);
+    }
+    columns[draw] = place.column;
   }
 }
 

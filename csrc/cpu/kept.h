@@ -38,6 +38,11 @@ class Kept {
   }
 
  private:
+  struct Place {
+    int64_t column;
+    double margin;  // from the target to where another column begins
+  };
+
   void use_list(const uint64_t* keys, const double* weights, int64_t n);
   void use_blocks(const ScannedRow& scanned, const Filter* filter);
   // The last kept column as an order key, among all allowed columns.
@@ -45,7 +50,7 @@ class Kept {
   // Fills refined_: the sums of the heaviest blocks again, in double precision.
   void refine();
   const void* columns_of(int64_t block) const;
-  int64_t column_in(int64_t block, const std::vector<double>& cumulative, double target);
+  Place column_in(int64_t block, const std::vector<double>& cumulative, double target);
 
   const Row* row_ = nullptr;
   Scale scale_;

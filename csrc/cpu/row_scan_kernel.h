@@ -283,37 +283,51 @@ void values(const void* row, int64_t v, const Filter* filter, float* x) {
     load_group(static_cast<const T*>(row), v, g, filter, x + g * kGroup);
 }
 
-// Plain loops over 16 columns, which compilers turn into vectors of doubles; Taylor's 11 terms are
-// exact to 2e-13.
+inline double multiply_add(double a, double b, double c) {
+#if defined(__AVX2__)
+  return __builtin_fma(a, b, c);
+#else
+  return a * b + c;
+#endif
+}
+
+// Plain loops over 16 columns, which compilers turn into vectors of doubles; the terms of 2^f are
+// Taylor's, exact to 2e-13. Whole numbers n are read off the low bits of n + 1.5 * 2^52.
 template <class T>
-void refine(const void* row, int64_t v, int64_t block, const Filter* filter, const Scale& scale,
-            BlockStat& stat) {
-  constexpr double kRound = 0x1.8p52, kLn2 = 0.69314718055994530942;
-  const double c = scale.c, ref = stat.ref, floor = reference_floor(scale, ref);
-  double sum[kGroup] = {}, moment[kGroup] = {};
+double refined_sum(const void* row, int64_t v, int64_t block, const Filter* filter,
+                   const Scale& scale, const BlockStat& stat) {
+  constexpr double kRound = 0x1.8p52;
+  const double c = scale.c, ref = stat.ref;
+  const float floor = reference_floor(scale, ref);
+  double sum[kGroup] = {};
   for (int64_t g = block * kGroups; g < (block + 1) * kGroups && g * kGroup < v; ++g) {
     float x[kGroup];
     load_group(static_cast<const T*>(row), v, g, filter, x);
     for (int i = 0; i < kGroup; ++i) {
-      const double value = x[i], z = (value < floor ? floor : value) * c;
-      const double n = (z + kRound) - kRound, f = (z - n) * kLn2;
-      double p = 1;
-      for (int k = 10; k > 0; --k) p = 1 + p * f * (1. / k);
-      const int64_t bits = static_cast<int64_t>(static_cast<int32_t>(n - ref) + 1023) << 52;
+      const double value = x[i] > floor ? x[i] : floor, z = value * c - ref;
+      const double shifted = z + kRound, f = z - (shifted - kRound);
+      double p = 0x1.e4cf5158b8ecap-28;
+      p = multiply_add(p, f, 0x1.b5253d395e7c4p-24);
+      p = multiply_add(p, f, 0x1.62c0223a5c824p-20);
+      p = multiply_add(p, f, 0x1.ffcbfc588b0c7p-17);
+      p = multiply_add(p, f, 0x1.430912f86c787p-13);
+      p = multiply_add(p, f, 0x1.5d87fe78a6731p-10);
+      p = multiply_add(p, f, 0x1.3b2ab6fba4e77p-7);
+      p = multiply_add(p, f, 0x1.c6b08d704a0c0p-5);
+      p = multiply_add(p, f, 0x1.ebfbdff82c58fp-3);
+      p = multiply_add(p, f, 0x1.62e42fefa39efp-1);
+      p = multiply_add(p, f, 1);
+      int64_t bits;
+      __builtin_memcpy(&bits, &shifted, 8);
+      bits = static_cast<int64_t>(static_cast<uint64_t>(bits + 1023) << 52);
       double power;
       __builtin_memcpy(&power, &bits, 8);
-      const double e = value < floor ? 0 : p * power;
-      sum[i] += e;
-      moment[i] += e * (z - ref);
+      sum[i] = multiply_add(p, power, sum[i]);
     }
   }
   for (int half = kGroup / 2; half > 0; half /= 2)
-    for (int i = 0; i < half; ++i) {
-      sum[i] += sum[i + half];
-      moment[i] += moment[i + half];
-    }
-  stat.sum = sum[0];
-  stat.moment = moment[0];
+    for (int i = 0; i < half; ++i) sum[i] += sum[i + half];
+  return sum[0];
 }
 
 template <class T>
@@ -333,14 +347,17 @@ void groups(const void* row, int64_t v, int64_t block, const Filter* filter, con
 
 template <class T>
 int64_t column(const void* row, int64_t v, int64_t group, double rest, const Filter* filter,
-               const Scale& scale, const BlockStat& stat) {
+               const Scale& scale, const BlockStat& stat, double& margin) {
   float e[kGroup];
   weights<T>(row, v, group, group + 1, filter, scale, stat, e);
   double sum = 0;
   int before = 0;
+  margin = __builtin_fabs(rest);
   for (int i = 0; i < kGroup; ++i) {
     sum += static_cast<double>(e[i]);
     before += sum <= rest;
+    const double distance = __builtin_fabs(rest - sum);
+    margin = distance < margin ? distance : margin;
   }
   if (before == kGroup)
     while (before > 1 && !(e[before - 1] > 0)) --before;
@@ -348,7 +365,7 @@ int64_t column(const void* row, int64_t v, int64_t group, double rest, const Fil
 }
 
 template <class T>
-constexpr RowScanKernels kKernels = {scan<T>,   values<T>, refine<T>,
+constexpr RowScanKernels kKernels = {scan<T>,   values<T>, refined_sum<T>,
                                      groups<T>, column<T>, weights<T>};
 
 }  // namespace

@@ -133,7 +133,7 @@ void finish_sample(const Row& row, const ScannedRow& raw, const ScannedRow* mask
     }
     const double logprob = kLn2 * raw.totals.log2_probability(row.at(out.tokens[i]), scale);
     out.logprobs[i] = static_cast<float>(logprob);
-    out.processed[i] = static_cast<float>(logprob - kept_mass);
+    out.processed[i] = static_cast<float>(std::min(0., logprob - kept_mass));
     out.kept_mass[i] = static_cast<float>(kept_mass);
     out.valid[i] = 1;
   }
