@@ -157,7 +157,8 @@ def test_select_frees_reorders_and_repeats(no_eos: Engine) -> None:
 
 
 def test_append_equals_a_prompt_with_the_same_tokens(no_eos: Engine) -> None:
-    paths = no_eos.prefill("the").fork(3, seed=0).decode(max_new_tokens=4)
+    # 40 tokens each, so that what is appended lies behind full pages of the path's own
+    paths = no_eos.prefill("the").fork(3, seed=0).decode(max_new_tokens=40)
     paths.append([" next", "", "; and then the steps"])
     hidden = paths.hidden()
     for i, row in enumerate(written(paths)):
