@@ -51,7 +51,8 @@ __global__ void __launch_bounds__(kThreads) copy_pages_kernel(const CopyPagesPar
       if (named && piece < p.page_pieces) move(i, piece, from, to);
     }
   };
-  each([&](unsigned i, unsigned piece, int64_t from, int64_t) { saved[i] = *address(from, piece); });
+  each(
+      [&](unsigned i, unsigned piece, int64_t from, int64_t) { saved[i] = *address(from, piece); });
   __syncthreads();
   each([&](unsigned i, unsigned piece, int64_t, int64_t to) { *address(to, piece) = saved[i]; });
 }

@@ -60,8 +60,8 @@ cudaError_t store_kv(cudaStream_t stream, const Tensor& k, const Tensor& v, cons
   if (k.numel() == 0) return cudaSuccess;
   const int64_t width = k.t.dtype.bits / 8;
   const auto row = [&](const Tensor& from, const Tensor& to) {
-    return Row{from.data<char>(),         to.data<char>(),      from.stride(0) * width,
-               from.stride(1) * width,    to.stride(0) * width, to.stride(1) * width,
+    return Row{from.data<char>(),      to.data<char>(),      from.stride(0) * width,
+               from.stride(1) * width, to.stride(0) * width, to.stride(1) * width,
                to.stride(2) * width};
   };
   StoreKvParams p{row(k, k_pages), row(v, v_pages), slots.data<void>(),
