@@ -135,14 +135,22 @@ class PrefixTree:
         read back for it, which waits for the device.
         """
         most_paths = tree_plan.paths_of(q.shape[1] // k_pages.shape[2], q.dtype)
-        plans = self.__dict__.setdefault("_plans", {})
+        plans: dict[int, list[torch.Tensor]] = self.__dict__.setdefault("_plans", {})
         if most_paths not in plans:
             if self._host is None:
                 held = self.parents, self.page_offsets, self.page_ids, self.lengths, self.leaves
                 self._host = tuple(t.cpu() for t in held)
-            lists = [t.tolist() for t in self._host]
-            work = tree_plan.build(*lists, page_size=self.page_size, most_paths=most_paths)
-            plans[most_paths] = work.tensors(self.parents.device)
+            parents, offsets, ids, lengths, leaves = (t.tolist() for t in self._host)
+            plans[most_paths] = tree_plan.build(
+                parents,
+                offsets,
+                ids,
+                lengths,
+                leaves,
+                self.page_size,
+                most_paths,
+                self.parents.device,
+            )
         return plans[most_paths]
 
     def to(self, device: torch.device | str) -> PrefixTree:

@@ -7,39 +7,15 @@ in [first, last) share: those whose tokens in that tile are the same. Nothing he
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from typing import Any
 
+import numpy as np
 import torch
 
 TILE, CHUNK, ROWS, ROWS_FLOAT32 = 64, 512, 64, 16  # as in the kernels
 MOST_STEPS = 12  # of an item, unless a single path has more
 
-
-@dataclass
-class Node:
-    parent: int
-    start: int
-    end: int
-    pages: list[int]
-
-
-@dataclass
-class Work:
-    """Rows of the plan's tensors: items (first rank, ranks, first step, steps, chunk), steps (tile, first
-    rank, last rank), slots (TILE a step, -1 where there is no token), paths by rank (path, length, first
-    state), and the number of states, one a path and chunk."""
-
-    items: list[tuple[int, int, int, int, int]] = field(default_factory=list)
-    steps: list[tuple[int, int, int]] = field(default_factory=list)
-    slots: list[list[int]] = field(default_factory=list)
-    paths: list[tuple[int, int, int]] = field(default_factory=list)
-    states: int = 0
-
-    def tensors(self, device: torch.device) -> list[torch.Tensor]:
-        """int32 tensors of the four lists, and an empty one with a row a state."""
-        rows = (self.items, 5), (self.steps, 3), (self.slots, TILE), (self.paths, 3)
-        made = [torch.tensor(r, dtype=torch.int32).reshape(-1, width) for r, width in rows]
-        return [*(t.to(device) for t in made), torch.empty(self.states, 0, device=device)]
+Ints = np.ndarray[Any, np.dtype[np.int64]]
 
 
 def paths_of(group: int, dtype: torch.dtype) -> int:
@@ -47,19 +23,78 @@ def paths_of(group: int, dtype: torch.dtype) -> int:
     return max(1, (ROWS_FLOAT32 if dtype is torch.float32 else ROWS) // group)
 
 
-def depth_first(parents: list[int]) -> list[int]:
-    """Every node's place in depth-first order."""
-    children: list[list[int]] = [[] for _ in parents]
-    stack = []
-    for node in reversed(range(len(parents))):
-        (children[parents[node]] if parents[node] >= 0 else stack).append(node)
-    place, count = [0] * len(parents), 0
-    while stack:
-        node = stack.pop()
-        place[node] = count
-        count += 1
-        stack += children[node]
-    return place
+class Forest:
+    """Where each node's tokens stand in its paths, and which tokens a path's tiles have."""
+
+    def __init__(self, parents: list[int], lengths: list[int]) -> None:
+        children: list[list[int]] = [[] for _ in parents]
+        stack: list[int] = []
+        for node in reversed(range(len(parents))):
+            (children[parents[node]] if parents[node] >= 0 else stack).append(node)
+        self.parents = parents
+        self.place, self.start, self.end = ([0] * len(parents) for _ in range(3))
+        count = 0
+        while stack:  # depth first
+            node = stack.pop()
+            self.place[node] = count
+            count += 1
+            self.start[node] = self.end[parents[node]] if parents[node] >= 0 else 0
+            self.end[node] = self.start[node] + lengths[node]
+            stack += children[node]
+
+    def owner(self, node: int, end: int) -> int:
+        """The node on the way up from `node` that holds the last token before position `end`."""
+        while self.start[node] >= end:
+            node = self.parents[node]
+        return node
+
+    def owners(self, tip: int, chunk: int, end: int) -> list[int]:
+        """Of each tile of a chunk, up to position `end`, the node that holds its last token: it says which
+        tokens the tile has, so paths that agree on it share the tile."""
+        found = []
+        for last in range(-(-end // TILE), chunk * CHUNK // TILE, -1):
+            tip = self.owner(tip, min(last * TILE, end))
+            found.append(tip)
+        return found[::-1]
+
+
+def steps_of(group: list[list[int]], chunk: int, first: int) -> list[tuple[int, int, int, int]]:
+    """The steps (tile, first rank, last rank, owner) of neighbouring paths from rank `first` on."""
+    steps = []
+    for i in range(max(map(len, group))):
+        rank = 0
+        while rank < len(group):
+            owner = group[rank][i] if i < len(group[rank]) else -1
+            last = rank + 1
+            while last < len(group) and (group[last][i] if i < len(group[last]) else -1) == owner:
+                last += 1
+            if owner >= 0:
+                steps.append((chunk * CHUNK // TILE + i, first + rank, first + last, owner))
+            rank = last
+    return steps
+
+
+def slots_of(
+    forest: Forest, steps: Ints, page_offsets: list[int], page_ids: list[int], page_size: int
+) -> Ints:
+    """The pool slots of each step's tokens, [steps, TILE], -1 where there is none."""
+    parents, start, end, offsets, ids = (
+        np.array([*values, 0], dtype=np.int64)
+        for values in (forest.parents, forest.start, forest.end, page_offsets, page_ids)
+    )
+    first, node = steps[:, 0] * TILE, steps[:, 3]
+    slots = np.full((len(steps), TILE), -1, dtype=np.int64)
+    at = np.arange(len(steps))
+    while len(at):
+        position = first[at, None] + np.arange(TILE)
+        index = position - start[node, None]
+        inside = (index >= 0) & (position < end[node, None])
+        index[~inside] = 0
+        page = ids[np.minimum(offsets[node, None] + index // page_size, len(ids) - 1)]
+        slots[at] = np.where(inside, page * page_size + index % page_size, slots[at])
+        above = start[node] > first[at]  # the tile begins in a node further up
+        at, node = at[above], parents[node[above]]
+    return slots
 
 
 def build(
@@ -70,96 +105,63 @@ def build(
     leaves: list[int],
     page_size: int,
     most_paths: int,
-) -> Work:
-    """`most_paths`: of an item."""
-    place = depth_first(parents)
-    nodes: dict[int, Node] = {}
-    for i in sorted(range(len(parents)), key=place.__getitem__):
-        start = nodes[parents[i]].end if parents[i] >= 0 else 0
-        pages = page_ids[page_offsets[i] : page_offsets[i + 1]]
-        nodes[i] = Node(parents[i], start, start + lengths[i], pages)
-    work = Work()
-    ranked = sorted(range(len(leaves)), key=lambda n: place[leaves[n]] if leaves[n] >= 0 else -1)
+    device: torch.device | None = None,
+) -> list[torch.Tensor]:
+    """int32 tensors: items (first rank, ranks, first step, steps, chunk), steps (tile, first rank, last
+    rank), slots (TILE a step), paths by rank (path, length, first state); and one without elements
+    that has a row a state, of which a path has one a chunk. `most_paths`: of an item.
+    """
+    forest = Forest(parents, lengths)
+    ranked = sorted(
+        range(len(leaves)), key=lambda n: forest.place[leaves[n]] if leaves[n] >= 0 else -1
+    )
+    paths, states = [], 0
     for n in ranked:
-        length = nodes[leaves[n]].end if leaves[n] >= 0 else 0
-        work.paths.append((n, length, work.states))
-        work.states += -(-length // CHUNK)
-    longest = max((length for _, length, _ in work.paths), default=0)
+        length = forest.end[leaves[n]] if leaves[n] >= 0 else 0
+        paths.append((n, length, states))
+        states += -(-length // CHUNK)
+    items: list[tuple[int, int, int, int, int]] = []
+    steps: list[tuple[int, int, int, int]] = []
+
+    def close(group: list[list[int]], first: int, chunk: int) -> None:
+        if group:
+            new = steps_of(group, chunk, first)
+            items.append((first, len(group), len(steps), len(new), chunk))
+            steps.extend(new)
+
+    longest = max((length for _, length, _ in paths), default=0)
     for chunk in range(-(-longest // CHUNK)):
         group: list[list[int]] = []
-        first, new = 0, 0
-        for rank, (n, length, _) in enumerate(work.paths):
+        first, count, before = 0, 0, (-1, -1)
+        for rank, (n, length, _) in enumerate(paths):
             if length <= chunk * CHUNK:
-                add_item(work, nodes, page_size, chunk, first, group)
-                group = []
+                close(group, first, chunk)
+                group, before = [], (-1, -1)
                 continue
-            owners = tile_owners(nodes, leaves[n], chunk, length)
-            steps = len(owners)
+            end = min(length, (chunk + 1) * CHUNK)
+            tip = forest.owner(leaves[n], end)
+            owners = group[-1] if group and before == (tip, end) else forest.owners(tip, chunk, end)
+            before = tip, end
+            new = len(owners)
             if group:
-                steps = sum(a != b for a, b in zip_longest(owners, group[-1]))
-                if len(group) == most_paths or new + steps > MOST_STEPS:
-                    add_item(work, nodes, page_size, chunk, first, group)
-                    group, steps = [], len(owners)
+                shared = sum(a == b for a, b in zip(owners, group[-1], strict=False))
+                new -= shared
+                if len(group) == most_paths or count + new > MOST_STEPS:
+                    close(group, first, chunk)
+                    group, new = [], len(owners)
             if not group:
-                first, new = rank, 0
+                first, count = rank, 0
             group.append(owners)
-            new += steps
-        add_item(work, nodes, page_size, chunk, first, group)
-    return work
+            count += new
+        close(group, first, chunk)
 
-
-def zip_longest(owners: list[int], others: list[int]) -> list[tuple[int, int]]:
-    return [(owner, others[i] if i < len(others) else -1) for i, owner in enumerate(owners)]
-
-
-def tile_owners(nodes: dict[int, Node], leaf: int, chunk: int, length: int) -> list[int]:
-    """Of each tile of a path in a chunk the node that holds its last token: it says which tokens the tile
-    has, and paths that agree on it share the tile."""
-    owners = []
-    node = leaf
-    for last in range(min(length, (chunk + 1) * CHUNK), chunk * CHUNK, -TILE):
-        last = length if last == length else -(-last // TILE) * TILE
-        while nodes[node].start >= last:
-            node = nodes[node].parent
-        owners.append(node)
-    return owners[::-1]
-
-
-def add_item(
-    work: Work,
-    nodes: dict[int, Node],
-    page_size: int,
-    chunk: int,
-    first: int,
-    group: list[list[int]],
-) -> None:
-    if not group:
-        return
-    first_step = len(work.steps)
-    for i in range(max(map(len, group))):
-        tile = chunk * CHUNK // TILE + i
-        rank = 0
-        while rank < len(group):
-            owner = group[rank][i] if i < len(group[rank]) else -1
-            last = rank + 1
-            while last < len(group) and (group[last][i] if i < len(group[last]) else -1) == owner:
-                last += 1
-            if owner >= 0:
-                work.steps.append((tile, first + rank, first + last))
-                work.slots.append(tile_slots(nodes, owner, tile, page_size))
-            rank = last
-    work.items.append((first, len(group), first_step, len(work.steps) - first_step, chunk))
-
-
-def tile_slots(nodes: dict[int, Node], owner: int, tile: int, page_size: int) -> list[int]:
-    slots = [-1] * TILE
-    node = owner
-    while node >= 0 and nodes[node].end > tile * TILE:
-        at = nodes[node]
-        for position in range(max(at.start, tile * TILE), min(at.end, (tile + 1) * TILE)):
-            index = position - at.start
-            slots[position - tile * TILE] = (
-                at.pages[index // page_size] * page_size + index % page_size
-            )
-        node = at.parent
-    return slots
+    table = np.array(steps, dtype=np.int64).reshape(-1, 4)
+    slots = slots_of(forest, table, page_offsets, page_ids, page_size)
+    made = [
+        np.array(items, dtype=np.int32).reshape(-1, 5),
+        table[:, :3].astype(np.int32),
+        slots.astype(np.int32),
+        np.array(paths, dtype=np.int32).reshape(-1, 3),
+    ]
+    tensors = [torch.from_numpy(part).to(device) for part in made]
+    return [*tensors, torch.empty(states, 0, device=device)]

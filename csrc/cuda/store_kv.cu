@@ -21,16 +21,16 @@ struct StoreKvParams {
   const void* slots;
   bool wide;  // slots are int64
   int64_t slot_stride, rows, pool_slots, page_size;
-  int64_t pieces;  // of a head
-  int64_t heads;
+  unsigned pieces, heads;  // pieces of a head
 };
 
 template <class Piece>
-__device__ void copy_row(const Row& r, const StoreKvParams& p, int64_t row, int64_t slot) {
+__device__ void copy_row(const Row& r, const StoreKvParams& p, int64_t row, int64_t page,
+                         int64_t offset) {
   const char* from = r.from + row * r.row;
-  char* to = r.to + slot / p.page_size * r.page + slot % p.page_size * r.slot;
-  for (int64_t i = threadIdx.x; i < p.heads * p.pieces; i += kThreads) {
-    const int64_t head = i / p.pieces, at = i % p.pieces * static_cast<int64_t>(sizeof(Piece));
+  char* to = r.to + page * r.page + offset * r.slot;
+  for (unsigned i = threadIdx.x; i < p.heads * p.pieces; i += kThreads) {
+    const unsigned head = i / p.pieces, at = i % p.pieces * static_cast<unsigned>(sizeof(Piece));
     *reinterpret_cast<Piece*>(to + head * r.slot_head + at) =
         *reinterpret_cast<const Piece*>(from + head * r.row_head + at);
   }
@@ -48,8 +48,9 @@ __global__ void __launch_bounds__(kThreads) store_kv_kernel(const StoreKvParams 
   int later = 0;
   for (int64_t i = row + 1 + threadIdx.x; i < p.rows; i += kThreads) later |= slot_of(i) == slot;
   if (__syncthreads_or(later)) return;
-  copy_row<Piece>(p.k, p, row, slot);
-  copy_row<Piece>(p.v, p, row, slot);
+  const int64_t page = slot / p.page_size, offset = slot % p.page_size;
+  copy_row<Piece>(p.k, p, row, page, offset);
+  copy_row<Piece>(p.v, p, row, page, offset);
 }
 
 }  // namespace
@@ -59,8 +60,8 @@ cudaError_t store_kv(cudaStream_t stream, const Tensor& k, const Tensor& v, cons
   if (k.numel() == 0) return cudaSuccess;
   const int64_t width = k.t.dtype.bits / 8;
   const auto row = [&](const Tensor& from, const Tensor& to) {
-    return Row{from.data<char>(),         to.data<char>(),      from.stride(0) * width,
-               from.stride(1) * width,    to.stride(0) * width, to.stride(1) * width,
+    return Row{from.data<char>(),      to.data<char>(),      from.stride(0) * width,
+               from.stride(1) * width, to.stride(0) * width, to.stride(1) * width,
                to.stride(2) * width};
   };
   StoreKvParams p{row(k, k_pages), row(v, v_pages), slots.data<void>(),
@@ -69,10 +70,10 @@ cudaError_t store_kv(cudaStream_t stream, const Tensor& k, const Tensor& v, cons
   p.rows = k.size(0);
   p.pool_slots = k_pages.size(0) * k_pages.size(1);
   p.page_size = k_pages.size(1);
-  p.heads = k.size(1);
+  p.heads = static_cast<unsigned>(k.size(1));
   return with_pieces({k, v, k_pages, v_pages}, [&](auto piece) {
     using Piece = decltype(piece);
-    p.pieces = k.size(2) * width / static_cast<int64_t>(sizeof(Piece));
+    p.pieces = static_cast<unsigned>(k.size(2) * width / static_cast<int64_t>(sizeof(Piece)));
     PYTTC_LAUNCH(store_kv_kernel<Piece>, dim3(static_cast<unsigned>(p.rows)), dim3(kThreads), 0,
                  stream, p);
     return cudaGetLastError();
