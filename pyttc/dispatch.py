@@ -51,7 +51,9 @@ def cuda_module() -> Any:
 def cuda(run: Callable[..., Any]) -> Implementation:
     """The implementation of an op that calls `cuda_module()`."""
     built = importlib.util.find_spec("pyttc._cuda") is not None
-    missing = None if built else "this build has no CUDA kernels (no nvcc was found, or PYTTC_CUDA=0)"
+    missing = (
+        None if built else "this build has no CUDA kernels (no nvcc was found, or PYTTC_CUDA=0)"
+    )
     return Implementation(run, "cuda", missing)
 
 
