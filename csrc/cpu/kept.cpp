@@ -10,7 +10,7 @@ namespace {
 
 constexpr int64_t kListed = 1024;  // the longest top_k taken from the scan's best columns
 constexpr int64_t kNucleus = 128;  // the columns looked at for top_p and min_p alone
-constexpr int64_t kMany = 16;  // draws from one row that pay for a guide and for kept group sums
+constexpr int64_t kMany = 16;      // draws from one row that pay for a guide
 
 // What weights are measured by, for values around `largest`.
 BlockStat unit(const Scale& scale, float largest) {
@@ -197,21 +197,6 @@ void Kept::use_blocks(const ScannedRow& scanned, const Filter* filter) {
   }
 }
 
-int64_t Kept::column_in(int64_t block, double target, const double* groups) const {
-  const BlockStat& stat = scanned_->blocks[block];
-  // From units of the row's reference to the block's.
-  const double rest = (target - (block ? cumulative_[block - 1] : 0)) /
-                      power_of_two(stat.ref - scanned_->totals.ref);
-  int group = 0;
-  for (int g = 0; g < kGroups; ++g) group += groups[g] <= rest;
-  // Where rounding leaves the groups short of the block's own sum, the last with any weight is
-  // meant.
-  if (group == kGroups)
-    for (--group; group > 0 && !(groups[group] > groups[group - 1]);) --group;
-  return row_->kernels.column(row_->data, row_->v, block * kGroups + group,
-                              rest - (group ? groups[group - 1] : 0), filter_, scale_, stat);
-}
-
 void Kept::draw(const double* u, int64_t n, int64_t* columns) {
   const int64_t size = cumulative_.size();
   const double* cumulative = cumulative_.data();
@@ -226,10 +211,9 @@ void Kept::draw(const double* u, int64_t n, int64_t* columns) {
       guide_[j] = at;
     }
   }
-  if (!listed_) {
-    groups_.resize((many ? size : 1) * kGroups);
-    have_groups_.assign(many ? size : 0, 0);
-  }
+  // One step for all draws, then the next: a mispredicted branch of one draw holds up no other's
+  // arithmetic.
+  targets_.resize(n);
   for (int64_t draw = 0; draw < n; ++draw) {
     const double target = std::min(u[draw] * total, most);
     int64_t i;
@@ -240,17 +224,36 @@ void Kept::draw(const double* u, int64_t n, int64_t* columns) {
     } else {
       i = std::upper_bound(cumulative, cumulative + size, target) - cumulative;
     }
-    if (listed_) {
-      columns[draw] = list_[i].first;
-      continue;
-    }
-    double* groups = groups_.data() + (many ? i * kGroups : 0);
-    if (!many || !have_groups_[i]) {
-      row_->kernels.groups(row_->data, row_->v, i, filter_, scale_, scanned_->blocks[i], groups);
-      if (many) have_groups_[i] = 1;
-    }
-    columns[draw] = column_in(i, target, groups);
+    columns[draw] = listed_ ? list_[i].first : i;
+    targets_[draw] = target - (i ? cumulative[i - 1] : 0);
   }
+  if (listed_) return;
+
+  const BlockStat* stats = scanned_->blocks.data();
+  groups_.resize(size * kGroups);
+  have_groups_.assign(size, 0);
+  for (int64_t draw = 0; draw < n; ++draw) {
+    const int64_t i = columns[draw];
+    if (have_groups_[i]) continue;
+    have_groups_[i] = 1;
+    row_->kernels.groups(row_->data, row_->v, i, filter_, scale_, stats[i], &groups_[i * kGroups]);
+  }
+  for (int64_t draw = 0; draw < n; ++draw) {
+    const int64_t i = columns[draw];
+    const double* groups = &groups_[i * kGroups];
+    // From units of the row's reference to the block's.
+    const double rest = targets_[draw] / power_of_two(stats[i].ref - scanned_->totals.ref);
+    int group = 0;
+    for (int g = 0; g < kGroups; ++g) group += groups[g] <= rest;
+    // Where rounding leaves the groups short of the block's own sum, the last with weight is meant.
+    if (group == kGroups)
+      for (--group; group > 0 && !(groups[group] > groups[group - 1]);) --group;
+    columns[draw] = i * kGroups + group;
+    targets_[draw] = rest - (group ? groups[group - 1] : 0);
+  }
+  for (int64_t draw = 0; draw < n; ++draw)
+    columns[draw] = row_->kernels.column(row_->data, row_->v, columns[draw], targets_[draw],
+                                         filter_, scale_, stats[columns[draw] / kGroups]);
 }
 
 }  // namespace pyttc

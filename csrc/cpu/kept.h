@@ -39,7 +39,6 @@ class Kept {
   void use_blocks(const ScannedRow& scanned, const Filter* filter);
   // The last kept column as an order key, among all allowed columns.
   uint64_t find_last(const ScannedRow& allowed, const Filters& filters);
-  int64_t column_in(int64_t block, double target, const double* groups) const;
 
   const Row* row_ = nullptr;
   Scale scale_;
@@ -51,8 +50,9 @@ class Kept {
   const Filter* filter_ = nullptr;
   Filter own_filter_;
   ScannedRow own_;
-  // Of many draws from one row: where the search for a target starts, the blocks' cumulative group
-  // sums.
+  // Of draws: what is left to their targets, where a search for one starts, and the cumulative
+  // group sums of the blocks they fall in.
+  std::vector<double> targets_;
   std::vector<int32_t> guide_;
   std::vector<double> groups_;
   std::vector<char> have_groups_;
