@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <functional>
 #include <numeric>
 
 namespace pyttc {
@@ -10,7 +9,7 @@ namespace {
 
 constexpr int64_t kListed = 1024;  // the longest top_k taken from the scan's best columns
 constexpr int64_t kNucleus = 128;  // the columns looked at for top_p and min_p alone
-constexpr int64_t kMany = 16;  // draws from one row that pay for a guide and for kept group sums
+constexpr int64_t kMany = 16;      // draws from one row that pay for a guide
 // A scan's sums are in float within a block: what this share of them would decide is decided again,
 // more exactly.
 constexpr double kDoubt = 3e-7;
@@ -143,6 +142,17 @@ int64_t first_above(const std::vector<double>& cumulative, double target) {
   return std::upper_bound(cumulative.begin(), cumulative.end(), target) - cumulative.begin();
 }
 
+// The group of a block where `rest` of its mass ends; `rest` becomes what of it lies in the group.
+int group_at(const double* groups, double& rest) {
+  int group = 0;
+  for (int g = 0; g < kGroups; ++g) group += groups[g] <= rest;
+  // Where rounding leaves the groups short of the block's own sum, the last with weight is meant.
+  if (group == kGroups)
+    for (--group; group > 0 && !(groups[group] > groups[group - 1]);) --group;
+  if (group) rest -= groups[group - 1];
+  return group;
+}
+
 // u * total may round up to the total: then it is the last column with any mass.
 double below(double target, double total) { return std::min(target, std::nextafter(total, 0.)); }
 
@@ -248,26 +258,17 @@ const void* Kept::columns_of(int64_t block) const {
   return row_->columns(block * kBlock, std::min(row_->v, (block + 1) * kBlock));
 }
 
-Kept::Place Kept::column_in(int64_t block, const std::vector<double>& cumulative, double target) {
+int64_t Kept::draw_refined(double u) {
+  if (refined_.empty()) refine();
+  const double target = below(u * refined_.back(), refined_.back());
+  const int64_t block = first_above(refined_, target);
   const BlockStat& stat = scanned_->blocks[block];
-  double* groups = groups_.data() + (have_groups_.empty() ? 0 : block * kGroups);
-  if (have_groups_.empty() || !have_groups_[block])
-    row_->kernels.groups(columns_of(block), row_->v, block, filter_, scale_, stat, groups);
-  if (!have_groups_.empty()) have_groups_[block] = 1;
-  const double unit = power_of_two(stat.ref - ref_);
-  const double rest = (target - (block ? cumulative[block - 1] : 0)) / unit;
-  int group = 0;
-  for (int g = 0; g < kGroups; ++g) group += groups[g] <= rest;
-  // Where rounding leaves the groups short of the block's own sum, the last with any weight is
-  // meant.
-  if (group == kGroups)
-    for (--group; group > 0 && !(groups[group] > groups[group - 1]);) --group;
-  Place place;
-  place.column = row_->kernels.column(columns_of(block), row_->v, block * kGroups + group,
-                                      rest - (group ? groups[group - 1] : 0), filter_, scale_, stat,
-                                      place.margin);
-  place.margin *= unit;
-  return place;
+  double groups[kGroups], margin;
+  row_->kernels.groups(columns_of(block), row_->v, block, filter_, scale_, stat, groups);
+  double rest = (target - (block ? refined_[block - 1] : 0)) / power_of_two(stat.ref - ref_);
+  const int group = group_at(groups, rest);
+  return row_->kernels.column(columns_of(block), row_->v, block * kGroups + group, rest, filter_,
+                              scale_, stat, margin);
 }
 
 void Kept::draw(const double* u, int64_t n, int64_t* columns) {
@@ -282,10 +283,9 @@ void Kept::draw(const double* u, int64_t n, int64_t* columns) {
       guide_[j] = at;
     }
   }
-  if (!listed_) {
-    groups_.resize((many ? size : 1) * kGroups);
-    have_groups_.assign(many ? size : 0, 0);
-  }
+  // One step for all draws, then the next: a mispredicted branch of one draw holds up no other's
+  // arithmetic.
+  targets_.resize(n);
   for (int64_t draw = 0; draw < n; ++draw) {
     const double target = below(u[draw] * total, total);
     int64_t i;
@@ -296,17 +296,33 @@ void Kept::draw(const double* u, int64_t n, int64_t* columns) {
     } else {
       i = first_above(cumulative_, target);
     }
-    if (listed_) {
-      columns[draw] = list_[i].first;
-      continue;
-    }
-    Place place = column_in(i, cumulative_, target);
-    if (place.margin < kDoubt * total) {
-      if (refined_.empty()) refine();
-      const double refined = below(u[draw] * refined_.back(), refined_.back());
-      place = column_in(first_above(refined_, refined), refined_, refined);
-    }
-    columns[draw] = place.column;
+    columns[draw] = listed_ ? list_[i].first : i;
+    targets_[draw] = target - (i ? cumulative_[i - 1] : 0);
+  }
+  if (listed_) return;
+
+  const BlockStat* stats = scanned_->blocks.data();
+  groups_.resize(size * kGroups);
+  have_groups_.assign(size, 0);
+  for (int64_t draw = 0; draw < n; ++draw) {
+    const int64_t i = columns[draw];
+    if (have_groups_[i]) continue;
+    have_groups_[i] = 1;
+    row_->kernels.groups(columns_of(i), row_->v, i, filter_, scale_, stats[i],
+                         &groups_[i * kGroups]);
+  }
+  for (int64_t draw = 0; draw < n; ++draw) {
+    const int64_t i = columns[draw];
+    targets_[draw] /= power_of_two(stats[i].ref - ref_);  // in units of the block's reference
+    columns[draw] = i * kGroups + group_at(&groups_[i * kGroups], targets_[draw]);
+  }
+  for (int64_t draw = 0; draw < n; ++draw) {
+    const int64_t i = columns[draw] / kGroups;
+    double margin;
+    columns[draw] = row_->kernels.column(columns_of(i), row_->v, columns[draw], targets_[draw],
+                                         filter_, scale_, stats[i], margin);
+    if (margin * power_of_two(stats[i].ref - ref_) < kDoubt * total)
+      columns[draw] = draw_refined(u[draw]);
   }
 }
 

@@ -38,11 +38,6 @@ class Kept {
   }
 
  private:
-  struct Place {
-    int64_t column;
-    double margin;  // from the target to where another column begins
-  };
-
   void use_list(const uint64_t* keys, const double* weights, int64_t n);
   void use_blocks(const ScannedRow& scanned, const Filter* filter);
   // The last kept column as an order key, among all allowed columns.
@@ -50,7 +45,8 @@ class Kept {
   // Fills refined_: the sums of the heaviest blocks again, in double precision.
   void refine();
   const void* columns_of(int64_t block) const;
-  Place column_in(int64_t block, const std::vector<double>& cumulative, double target);
+  // One draw, by refined_.
+  int64_t draw_refined(double u);
 
   const Row* row_ = nullptr;
   Scale scale_;
@@ -63,8 +59,9 @@ class Kept {
   const Filter* filter_ = nullptr;
   Filter own_filter_;
   ScannedRow own_;
-  // Of many draws from one row: where the search for a target starts, the blocks' cumulative group
-  // sums.
+  // Of draws: what is left to their targets, where a search for one starts, and the cumulative
+  // group sums of the blocks they fall in.
+  std::vector<double> targets_;
   std::vector<int32_t> guide_;
   std::vector<double> groups_;
   std::vector<char> have_groups_;

@@ -234,14 +234,15 @@ void scan(const void* row_, int64_t v, int64_t begin, int64_t end, const Filter*
   }
 }
 
-// e of 16 columns at x, exactly 0 for those 2^-120 below the reference.
+// e of W columns, exactly 0 for those 2^-120 below the reference.
+inline vf weight(vf v, const Reference& r) {
+  vf whole, f;
+  split(max(r.floor, v), r, whole, f);
+  return select(v >= r.floor, scale2_normal(exp2_reduced(f), whole), zero());
+}
+
 inline void group_weights(const float* x, const Reference& r, float* e) {
-  for (int i = 0; i < kGroup; i += W) {
-    const vf v = load(x + i);
-    vf whole, f;
-    split(max(r.floor, v), r, whole, f);
-    store(e + i, select(v >= r.floor, scale2_normal(exp2_reduced(f), whole), zero()));
-  }
+  for (int i = 0; i < kGroup; i += W) store(e + i, weight(load(x + i), r));
 }
 
 template <class T>
@@ -331,17 +332,23 @@ double refined_sum(const void* row, int64_t v, int64_t block, const Filter* filt
 }
 
 template <class T>
-void groups(const void* row, int64_t v, int64_t block, const Filter* filter, const Scale& scale,
+void groups(const void* row_, int64_t v, int64_t block, const Filter* filter, const Scale& scale,
             const BlockStat& stat, double* cumulative) {
-  const int64_t first = block * kGroups, in_row = (v + kGroup - 1) / kGroup - first;
-  const int n = in_row < kGroups ? static_cast<int>(in_row) : kGroups;
-  float e[kBlock];
-  weights<T>(row, v, first, first + n, filter, scale, stat, e);
+  const T* row = static_cast<const T*>(row_);
+  const Reference r = reference_of(scale, stat);
+  const bool plain = !filter && !stat.wide && (block + 1) * kBlock <= v;
   double sum = 0;
   for (int g = 0; g < kGroups; ++g) {
-    vf group = zero();
-    for (int i = 0; g < n && i < kGroup; i += W) group = group + load(e + g * kGroup + i);
-    cumulative[g] = sum += lane_sum(group);
+    const int64_t group = block * kGroups + g;
+    vf e = zero();
+    if (plain) {
+      for (int i = 0; i < kGroup; i += W) e = e + weight(load(row + group * kGroup + i), r);
+    } else if (group * kGroup < v) {
+      float each[kGroup];
+      weights<T>(row, v, group, group + 1, filter, scale, stat, each);
+      for (int i = 0; i < kGroup; i += W) e = e + load(each + i);
+    }
+    cumulative[g] = sum += lane_sum(e);
   }
 }
 
