@@ -140,6 +140,13 @@ def test_error_is_at_most_twice_that_of_torch(scale, offset, dtype):
         assert (mine - exact).abs().max() <= bound
 
 
+def test_no_probability_exceeds_1():
+    logits = torch.full((4096, 300), -50.0)
+    logits[:, 7] = torch.linspace(0, 2, 4096)
+    for offset in (0.0, 1e3):
+        assert (pyttc.topk_score(logits + offset, 2).logprobs <= 0).all()
+
+
 def test_rows_that_hold_nothing_to_choose_are_flagged_and_leave_the_others_alone():
     logits = torch.randn(9, 5000)
     alone = pyttc.topk_score(logits, 20)

@@ -11,6 +11,9 @@ namespace {
 constexpr int64_t kListed = 1024;  // the longest top_k taken from the scan's best columns
 constexpr int64_t kNucleus = 128;  // the columns looked at for top_p and min_p alone
 constexpr int64_t kMany = 16;      // draws from one row that pay for a guide
+// A scan's sums are in float within a block: what this share of them would decide is decided again,
+// more exactly.
+constexpr double kDoubt = 3e-7;
 
 // What weights are measured by, for values around `largest`.
 BlockStat unit(const Scale& scale, float largest) {
@@ -87,33 +90,28 @@ int64_t candidates_of(const Filters& filters) {
   return filters.top_k && filters.top_k <= kListed ? filters.top_k : kNucleus;
 }
 
-bool Kept::find(const Row& row, const ScannedRow& raw, const Scale& scale, const Filters& filters,
-                int threads) {
-  row_ = &row;
-  scale_ = scale;
-  own_filter_ = Filter();
-  own_filter_.mask = filters.mask;
+namespace {
+
+// The kept columns if they are among the best columns of a scan: the first `n`.
+struct Listed {
+  bool complete;
+  int64_t n;
+  std::vector<double> weights;  // in units of the best column's
+  float floor;                  // the least value that min_p keeps
+};
+
+Listed list_kept(const ScannedRow& allowed, const Scale& scale, const Filters& filters) {
   const int64_t candidates = candidates_of(filters);
-  const Filter* filter = filters.mask ? &own_filter_ : nullptr;
-  if (filter) own_.scan(row, filter, scale, candidates, threads);
-  const ScannedRow& allowed = filter ? own_ : raw;
-  if (!(allowed.totals.sum > 0)) return false;
-  if (!filters.any()) {
-    use_blocks(allowed, filter);
-    return true;
-  }
   const bool by_count = filters.top_k && filters.top_k <= kListed;
   const int64_t n = std::min(allowed.best, candidates);
   const float largest = key_value(allowed.keys[0]);
-  // In units of the best column's weight.
   std::vector<double> weights(n);
   for (int64_t i = 0; i < n; ++i)
     weights[i] = std::exp2((key_value(allowed.keys[i]) - static_cast<double>(largest)) * scale.c);
-  ref_ = largest * scale.c;
   // The listed columns are all that top_k leaves, or all there are.
   const bool all = by_count || n < candidates;
-  double mass = allowed.totals.sum * std::exp2(allowed.totals.ref - ref_);
-  if (all) mass = std::accumulate(weights.begin(), weights.end(), 0.);
+  const double mass = all ? std::accumulate(weights.begin(), weights.end(), 0.)
+                          : allowed.totals.sum * std::exp2(allowed.totals.ref - largest * scale.c);
   const float floor = floor_of(filters.min_p, largest, scale);
   const double enough = filters.top_p * mass;
   int64_t end = 0;
@@ -123,19 +121,60 @@ bool Kept::find(const Row& row, const ScannedRow& raw, const Scale& scale, const
     cumulative += weights[end++];
     reached = filters.top_p < 1 && cumulative >= enough;
   }
-  // Sums over a row are good to 1e-8, so that they cannot decide what is nearly a tie.
-  const double doubt = 1e-7 * mass;
+  const double doubt = kDoubt * mass;
   const bool clear = !reached || (cumulative - enough > doubt &&
                                   (end == 1 || enough - (cumulative - weights[end - 1]) > doubt));
   const bool mass_known = !filters.top_k || filters.top_p == 1;
-  if (all || (mass_known && clear && (reached || end < n))) {
-    use_list(allowed.keys.data(), weights.data(), end);
+  const bool complete = all || (mass_known && clear && (reached || end < n));
+  return {complete, end, std::move(weights), floor};
+}
+
+// The blocks' masses and those before, in units of 2^ref.
+void cumulate(const BlockStat* blocks, int64_t n, double ref, std::vector<double>& cumulative) {
+  cumulative.resize(n);
+  double sum = 0;
+  for (int64_t b = 0; b < n; ++b) {
+    if (blocks[b].sum > 0) sum += blocks[b].sum * power_of_two(blocks[b].ref - ref);
+    cumulative[b] = sum;
+  }
+}
+
+int64_t first_above(const std::vector<double>& cumulative, double target) {
+  return std::upper_bound(cumulative.begin(), cumulative.end(), target) - cumulative.begin();
+}
+
+// u * total may round up to the total: then it is the last column with any mass.
+double below(double target, double total) { return std::min(target, std::nextafter(total, 0.)); }
+
+}  // namespace
+
+bool needs_row(const ScannedRow& allowed, const Scale& scale, const Filters& filters) {
+  return allowed.totals.sum > 0 && filters.any() && !list_kept(allowed, scale, filters).complete;
+}
+
+bool Kept::find(const Row& row, const ScannedRow& raw, const ScannedRow* masked, const Scale& scale,
+                const Filters& filters, int threads) {
+  row_ = &row;
+  scale_ = scale;
+  own_filter_ = Filter();
+  own_filter_.mask = filters.mask;
+  const Filter* filter = filters.mask ? &own_filter_ : nullptr;
+  if (filter && !masked) own_.scan(row, filter, scale, candidates_of(filters), threads);
+  const ScannedRow& allowed = !filter ? raw : masked ? *masked : own_;
+  if (!(allowed.totals.sum > 0)) return false;
+  if (!filters.any()) {
+    use_blocks(allowed, filter);
     return true;
   }
-  own_filter_.floor = floor;
+  const Listed listed = list_kept(allowed, scale, filters);
+  if (listed.complete) {
+    use_list(allowed.keys.data(), listed.weights.data(), listed.n);
+    return true;
+  }
+  own_filter_.floor = listed.floor;
   if (filters.top_k || filters.top_p < 1) {
     const uint64_t last = find_last(allowed, filters);
-    if (key_value(last) >= floor) {
+    if (key_value(last) >= listed.floor) {
       own_filter_.floor = key_value(last);
       own_filter_.last = key_column(last);
     }
@@ -150,7 +189,7 @@ uint64_t Kept::find_last(const ScannedRow& allowed, const Filters& filters) {
   Filter allowed_only;
   allowed_only.mask = filters.mask;
   std::vector<float> x(groups * kGroup), weights(groups * kGroup);
-  row_->kernels.values(row_->data, v, filters.mask ? &allowed_only : nullptr, x.data());
+  row_->kernels.values(row_->columns(0, v), v, filters.mask ? &allowed_only : nullptr, x.data());
   uint64_t last = order_key(-INFINITY, v);  // after every column
   if (filters.top_k) {
     int64_t finite = 0;
@@ -177,6 +216,7 @@ void Kept::use_list(const uint64_t* keys, const double* weights, int64_t n) {
   cumulative_.clear();
   double sum = 0;
   for (const auto& [column, weight] : list_) cumulative_.push_back(sum += weight);
+  ref_ = key_value(keys[0]) * scale_.c;
   log2_sum_ = std::log2(sum);
 }
 
@@ -186,74 +226,96 @@ void Kept::use_blocks(const ScannedRow& scanned, const Filter* filter) {
   filter_ = filter;
   ref_ = scanned.totals.ref;
   log2_sum_ = scanned.totals.log2_sum;
-  const int64_t n = blocks_of(row_->v);
-  cumulative_.resize(n);
-  double sum = 0;
-  for (int64_t b = 0; b < n; ++b) {
-    const BlockStat& stat = scanned.blocks[b];
-    const double shift = stat.ref - scanned.totals.ref;
-    if (stat.sum > 0) sum += stat.sum * power_of_two(shift);
-    cumulative_[b] = sum;
-  }
+  cumulate(scanned.blocks.data(), blocks_of(row_->v), ref_, cumulative_);
+  refined_.clear();
+}
+
+void Kept::refine() {
+  const int64_t n = cumulative_.size();
+  // What float rounds averages out over many blocks but not where a few hold the mass.
+  const double share =
+      std::max(std::pow(8000. / static_cast<double>(row_->v), 2), 2. / static_cast<double>(n));
+  std::vector<BlockStat> blocks(scanned_->blocks.begin(), scanned_->blocks.begin() + n);
+  for (int64_t b = 0; b < n; ++b)
+    if (!blocks[b].wide &&
+        cumulative_[b] - (b ? cumulative_[b - 1] : 0) >= share * cumulative_[n - 1])
+      blocks[b].sum =
+          row_->kernels.refined_sum(columns_of(b), row_->v, b, filter_, scale_, blocks[b]);
+  cumulate(blocks.data(), n, ref_, refined_);
+}
+
+const void* Kept::columns_of(int64_t block) const {
+  return row_->columns(block * kBlock, std::min(row_->v, (block + 1) * kBlock));
+}
+
+Kept::Place Kept::place(int64_t block, const std::vector<double>& cumulative, double target) {
+  const BlockStat& stat = scanned_->blocks[block];
+  double* groups = &groups_[block * kGroups];
+  if (!have_groups_[block])
+    row_->kernels.groups(columns_of(block), row_->v, block, filter_, scale_, stat, groups);
+  have_groups_[block] = 1;
+  // From units of the row's reference to the block's.
+  const double rest =
+      (target - (block ? cumulative[block - 1] : 0)) / power_of_two(stat.ref - ref_);
+  int group = 0;
+  for (int g = 0; g < kGroups; ++g) group += groups[g] <= rest;
+  // Where rounding leaves the groups short of the block's own sum, the last with any weight is
+  // meant.
+  if (group == kGroups)
+    for (--group; group > 0 && !(groups[group] > groups[group - 1]);) --group;
+  return {block * kGroups + group, rest - (group ? groups[group - 1] : 0)};
+}
+
+int64_t Kept::column(const Place& place, double& margin) const {
+  const int64_t block = place.group / kGroups;
+  const BlockStat& stat = scanned_->blocks[block];
+  const int64_t column = row_->kernels.column(columns_of(block), row_->v, place.group, place.rest,
+                                              filter_, scale_, stat, margin);
+  margin *= power_of_two(stat.ref - ref_);
+  return column;
 }
 
 void Kept::draw(const double* u, int64_t n, int64_t* columns) {
   const int64_t size = cumulative_.size();
-  const double* cumulative = cumulative_.data();
-  // u * total may round up to the total: then it is the last column with any mass.
-  const double total = cumulative[size - 1], most = std::nextafter(total, 0.);
+  const double total = cumulative_[size - 1];
   const bool many = n >= kMany;
   if (many) {
     guide_.resize(size);
     int32_t at = 0;
     for (int64_t j = 0; j < size; ++j) {
-      while (cumulative[at] <= total * j / size && at < size - 1) ++at;
+      while (cumulative_[at] <= total * j / size && at < size - 1) ++at;
       guide_[j] = at;
     }
   }
   // One step for all draws, then the next: a mispredicted branch of one draw holds up no other's
   // arithmetic.
-  targets_.resize(n);
   for (int64_t draw = 0; draw < n; ++draw) {
-    const double target = std::min(u[draw] * total, most);
+    const double target = below(u[draw] * total, total);
     int64_t i;
     if (many) {
       i = guide_[static_cast<int64_t>(u[draw] * size)];
-      while (i > 0 && cumulative[i - 1] > target) --i;
-      while (cumulative[i] <= target) ++i;
+      while (i > 0 && cumulative_[i - 1] > target) --i;
+      while (cumulative_[i] <= target) ++i;
     } else {
-      i = std::upper_bound(cumulative, cumulative + size, target) - cumulative;
+      i = first_above(cumulative_, target);
     }
     columns[draw] = listed_ ? list_[i].first : i;
-    targets_[draw] = target - (i ? cumulative[i - 1] : 0);
   }
   if (listed_) return;
 
-  const BlockStat* stats = scanned_->blocks.data();
+  places_.resize(n);
   groups_.resize(size * kGroups);
   have_groups_.assign(size, 0);
-  for (int64_t draw = 0; draw < n; ++draw) {
-    const int64_t i = columns[draw];
-    if (have_groups_[i]) continue;
-    have_groups_[i] = 1;
-    row_->kernels.groups(row_->data, row_->v, i, filter_, scale_, stats[i], &groups_[i * kGroups]);
-  }
-  for (int64_t draw = 0; draw < n; ++draw) {
-    const int64_t i = columns[draw];
-    const double* groups = &groups_[i * kGroups];
-    // From units of the row's reference to the block's.
-    const double rest = targets_[draw] / power_of_two(stats[i].ref - scanned_->totals.ref);
-    int group = 0;
-    for (int g = 0; g < kGroups; ++g) group += groups[g] <= rest;
-    // Where rounding leaves the groups short of the block's own sum, the last with weight is meant.
-    if (group == kGroups)
-      for (--group; group > 0 && !(groups[group] > groups[group - 1]);) --group;
-    columns[draw] = i * kGroups + group;
-    targets_[draw] = rest - (group ? groups[group - 1] : 0);
-  }
   for (int64_t draw = 0; draw < n; ++draw)
-    columns[draw] = row_->kernels.column(row_->data, row_->v, columns[draw], targets_[draw],
-                                         filter_, scale_, stats[columns[draw] / kGroups]);
+    places_[draw] = place(columns[draw], cumulative_, below(u[draw] * total, total));
+  for (int64_t draw = 0; draw < n; ++draw) {
+    double margin;
+    columns[draw] = column(places_[draw], margin);
+    if (margin >= kDoubt * total) continue;
+    if (refined_.empty()) refine();
+    const double target = below(u[draw] * refined_.back(), refined_.back());
+    columns[draw] = column(place(first_above(refined_, target), refined_, target), margin);
+  }
 }
 
 }  // namespace pyttc

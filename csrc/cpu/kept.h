@@ -19,13 +19,16 @@ struct Filters {
 
 // How many of the best columns `Kept` wants to look at.
 int64_t candidates_of(const Filters& filters);
+// Whether `Kept` will go through the whole row again, after this scan of what the mask allows.
+bool needs_row(const ScannedRow& allowed, const Scale& scale, const Filters& filters);
 
 class Kept {
  public:
   // Keeps what `filters` leave of the row. `raw` is its scan, with candidates_of(filters) best
-  // columns if there is no mask; both must outlive the draws. False if nothing is left.
-  bool find(const Row& row, const ScannedRow& raw, const Scale& scale, const Filters& filters,
-            int threads);
+  // columns if there is no mask, and `masked`, unless null, that of what the mask allows, with as
+  // many; all must outlive the draws. False if nothing is left.
+  bool find(const Row& row, const ScannedRow& raw, const ScannedRow* masked, const Scale& scale,
+            const Filters& filters, int threads);
   // For each u the first kept column, in index order, whose cumulative mass exceeds u times the
   // total.
   void draw(const double* u, int64_t n, int64_t* columns);
@@ -35,25 +38,37 @@ class Kept {
   }
 
  private:
+  struct Place {
+    int64_t group;
+    double rest;  // to the target from the start of the group, in units of the block's reference
+  };
+
   void use_list(const uint64_t* keys, const double* weights, int64_t n);
   void use_blocks(const ScannedRow& scanned, const Filter* filter);
   // The last kept column as an order key, among all allowed columns.
   uint64_t find_last(const ScannedRow& allowed, const Filters& filters);
+  // Fills refined_: the sums of the heaviest blocks again, in double precision.
+  void refine();
+  const void* columns_of(int64_t block) const;
+  Place place(int64_t block, const std::vector<double>& cumulative, double target);
+  // `margin` is how far the target is from where another column begins.
+  int64_t column(const Place& place, double& margin) const;
 
   const Row* row_ = nullptr;
   Scale scale_;
   double ref_ = 0, log2_sum_ = 0;   // of the kept mass
   std::vector<double> cumulative_;  // of the list's entries, or of the blocks
+  std::vector<double> refined_;     // of the blocks, empty until a draw is nearly a tie
   bool listed_ = false;
   std::vector<std::pair<int64_t, double>> list_;  // column, weight
   const ScannedRow* scanned_ = nullptr;
   const Filter* filter_ = nullptr;
   Filter own_filter_;
   ScannedRow own_;
-  // Of draws: what is left to their targets, where a search for one starts, and the cumulative
-  // group sums of the blocks they fall in.
-  std::vector<double> targets_;
+  // Of draws: where a search for one starts, where each falls, and the cumulative group sums of the
+  // blocks they fall in.
   std::vector<int32_t> guide_;
+  std::vector<Place> places_;
   std::vector<double> groups_;
   std::vector<char> have_groups_;
 };

@@ -108,9 +108,10 @@ struct RowTotals {
   double entropy;  // nats
 
   // log2 of the probability of a value. The reference goes first: beside it a huge logit leaves
-  // nothing.
+  // nothing. The sum is rounded, a probability is at most 1.
   double log2_probability(double value, const Scale& scale) const {
-    return value * scale.c - ref - log2_sum;
+    const double log2 = value * scale.c - ref - log2_sum;
+    return log2 < 0 ? log2 : 0;
   }
 };
 RowTotals total(const BlockStat* blocks, int64_t n);
@@ -130,16 +131,17 @@ struct RowScanKernels {
                RowScan& s);
   // The row as floats, -inf where the filter leaves a column out and up to a multiple of 16.
   void (*values)(const void* row, int64_t v, const Filter* filter, float* x);
-  // The sums of a block that is not wide again, in double precision.
-  void (*refine)(const void* row, int64_t v, int64_t block, const Filter* filter,
-                 const Scale& scale, BlockStat& stat);
+  // The sum of a block that is not wide again, in double precision.
+  double (*refined_sum)(const void* row, int64_t v, int64_t block, const Filter* filter,
+                        const Scale& scale, const BlockStat& stat);
   // For the 16 groups of 16 columns of a block, the sum of e over them and those before, relative
   // to the block's reference.
   void (*groups)(const void* row, int64_t v, int64_t block, const Filter* filter,
                  const Scale& scale, const BlockStat& stat, double* cumulative);
-  // The first column of a group where the sum of e exceeds `rest`, or the last with any weight.
+  // The first column of a group where the sum of e exceeds `rest`, or the last with any weight;
+  // `margin` is how far `rest` is from where another column begins.
   int64_t (*column)(const void* row, int64_t v, int64_t group, double rest, const Filter* filter,
-                    const Scale& scale, const BlockStat& stat);
+                    const Scale& scale, const BlockStat& stat, double& margin);
   // e of the columns of groups [begin, end), relative to the reference of `stat`; 0 past the row's
   // end.
   void (*weights)(const void* row, int64_t v, int64_t begin, int64_t end, const Filter* filter,

@@ -295,12 +295,12 @@ inline double multiply_add(double a, double b, double c) {
 // Plain loops over 16 columns, which compilers turn into vectors of doubles; the terms of 2^f are
 // Taylor's, exact to 2e-13. Whole numbers n are read off the low bits of n + 1.5 * 2^52.
 template <class T>
-void refine(const void* row, int64_t v, int64_t block, const Filter* filter, const Scale& scale,
-            BlockStat& stat) {
+double refined_sum(const void* row, int64_t v, int64_t block, const Filter* filter,
+                   const Scale& scale, const BlockStat& stat) {
   constexpr double kRound = 0x1.8p52;
   const double c = scale.c, ref = stat.ref;
   const float floor = reference_floor(scale, ref);
-  double sum[kGroup] = {}, moment[kGroup] = {};
+  double sum[kGroup] = {};
   for (int64_t g = block * kGroups; g < (block + 1) * kGroups && g * kGroup < v; ++g) {
     float x[kGroup];
     load_group(static_cast<const T*>(row), v, g, filter, x);
@@ -323,18 +323,12 @@ void refine(const void* row, int64_t v, int64_t block, const Filter* filter, con
       bits = static_cast<int64_t>(static_cast<uint64_t>(bits + 1023) << 52);
       double power;
       __builtin_memcpy(&power, &bits, 8);
-      const double e = p * power;
-      sum[i] += e;
-      moment[i] = multiply_add(e, z, moment[i]);
+      sum[i] = multiply_add(p, power, sum[i]);
     }
   }
   for (int half = kGroup / 2; half > 0; half /= 2)
-    for (int i = 0; i < half; ++i) {
-      sum[i] += sum[i + half];
-      moment[i] += moment[i + half];
-    }
-  stat.sum = sum[0];
-  stat.moment = moment[0];
+    for (int i = 0; i < half; ++i) sum[i] += sum[i + half];
+  return sum[0];
 }
 
 template <class T>
@@ -360,22 +354,27 @@ void groups(const void* row_, int64_t v, int64_t block, const Filter* filter, co
 
 template <class T>
 int64_t column(const void* row, int64_t v, int64_t group, double rest, const Filter* filter,
-               const Scale& scale, const BlockStat& stat) {
+               const Scale& scale, const BlockStat& stat, double& margin) {
   float e[kGroup];
   weights<T>(row, v, group, group + 1, filter, scale, stat, e);
-  double sum = 0;
+  double ends[kGroup + 1] = {};  // ends[i + 1]: where column i ends
   int before = 0;
   for (int i = 0; i < kGroup; ++i) {
-    sum += static_cast<double>(e[i]);
-    before += sum <= rest;
+    ends[i + 1] = ends[i] + static_cast<double>(e[i]);
+    before += ends[i + 1] <= rest;
   }
-  if (before == kGroup)
+  if (before == kGroup) {
+    margin = 0;
     while (before > 1 && !(e[before - 1] > 0)) --before;
-  return group * kGroup + (before < kGroup && sum > rest ? before : before - 1);
+    return group * kGroup + before - 1;
+  }
+  const double from_start = rest - ends[before], to_end = ends[before + 1] - rest;
+  margin = from_start < to_end ? from_start : to_end;
+  return group * kGroup + before;
 }
 
 template <class T>
-constexpr RowScanKernels kKernels = {scan<T>,   values<T>, refine<T>,
+constexpr RowScanKernels kKernels = {scan<T>,   values<T>, refined_sum<T>,
                                      groups<T>, column<T>, weights<T>};
 
 }  // namespace

@@ -12,7 +12,10 @@ const RowScanKernels& row_scan_kernels(DType dtype) {
   return dtype == DType::f32 ? table.f32 : dtype == DType::bf16 ? table.bf16 : table.f16;
 }
 
+const void* Row::columns(int64_t, int64_t) const { return data_; }
+
 float Row::at(int64_t column) const {
+  const void* data = columns(column, column + 1);
   switch (dtype) {
     case DType::f32:
       return static_cast<const float*>(data)[column];
@@ -32,30 +35,21 @@ void ScannedRow::scan(const Row& row, const Filter* filter, const Scale& scale, 
   if (static_cast<int64_t>(blocks.size()) < n) blocks.resize(n);
   if (static_cast<int64_t>(keys.size()) < room * parts) keys.resize(room * parts);
   std::vector<RowScan> scans(parts);
+  const void* data = row.columns(0, row.v);
   parallel_for(parts, static_cast<int>(parts), [&](int64_t part) {
     RowScan& s = scans[part];
     begin_scan(s, scale, k, keys.data() + part * room, blocks.data());
-    row.kernels.scan(row.data, row.v, segments * part / parts * kSegmentBlocks,
+    row.kernels.scan(data, row.v, segments * part / parts * kSegmentBlocks,
                      std::min(n, segments * (part + 1) / parts * kSegmentBlocks), filter, s);
   });
+  merge(scans.data(), parts, row.v);
+}
+
+void ScannedRow::merge(RowScan* scans, int64_t parts, int64_t v) {
   for (int64_t part = 1; part < parts; ++part) merge_best(scans[0], scans[part]);
   best = sort_best(scans[0]);
   invalid = scans[0].invalid;
-  totals = total(blocks.data(), n);
-  if (invalid || !(totals.sum > 0)) return;
-  // Float rounds a block's sum by about 3e-8: that averages out over many blocks but not where a
-  // few hold the mass, and shifts the cumulative distribution under every column between them.
-  const double share =
-      std::max(std::pow(8000. / static_cast<double>(row.v), 2), 2. / static_cast<double>(n));
-  bool refined = false;
-  for (int64_t b = 0; b < n; ++b) {
-    BlockStat& stat = blocks[b];
-    if (stat.wide || !(stat.sum > 0)) continue;
-    if (stat.sum * power_of_two(stat.ref - totals.ref) < share * totals.sum) continue;
-    row.kernels.refine(row.data, row.v, b, filter, scale, stat);
-    refined = true;
-  }
-  if (refined) totals = total(blocks.data(), n);
+  totals = total(blocks.data(), blocks_of(v));
 }
 
 void write_best(const Row& row, const ScannedRow& scanned, const Scale& scale, int64_t k,

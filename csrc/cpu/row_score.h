@@ -13,14 +13,23 @@ constexpr double kLn2 = 0.69314718055994530942;
 
 const RowScanKernels& row_scan_kernels(DType dtype);
 
-// A row of logits of any float type.
-struct Row {
-  const RowScanKernels& kernels;
-  DType dtype;
-  const void* data;
-  int64_t v;
+// A row of v logits of any float type: in memory, unless a subclass computes what is asked for.
+class Row {
+ public:
+  Row(DType dtype, const void* data, int64_t v)
+      : kernels(row_scan_kernels(dtype)), dtype(dtype), v(v), data_(data) {}
+  virtual ~Row() = default;
 
+  // From where columns [begin, end) can be read as elements begin to end - 1, until the next call.
+  virtual const void* columns(int64_t begin, int64_t end) const;
   float at(int64_t column) const;
+
+  const RowScanKernels& kernels;
+  const DType dtype;
+  const int64_t v;
+
+ private:
+  const void* data_;
 };
 
 // What one scan found; its buffers are reused by the next.
@@ -31,8 +40,16 @@ struct ScannedRow {
   bool invalid;
   RowTotals totals;
 
+  // -inf and 0 for an invalid row.
+  float logsumexp() const {
+    return invalid ? -__builtin_inff() : static_cast<float>(kLn2 * (totals.ref + totals.log2_sum));
+  }
+  float entropy() const { return invalid ? 0 : static_cast<float>(totals.entropy); }
+
   // Scans with up to `threads` threads, which never shows in the result.
   void scan(const Row& row, const Filter* filter, const Scale& scale, int64_t k, int threads);
+  // The last step of a scan of a row of v columns: what its parts found together.
+  void merge(RowScan* scans, int64_t parts, int64_t v);
 };
 
 // The k best columns of a scanned row and their log-probabilities. Columns at -inf follow in index

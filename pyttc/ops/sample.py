@@ -92,52 +92,60 @@ def sample(
 
     Source: inverse transform sampling; filters in the order of vLLM's and Hugging Face's samplers.
     """
-    if not (
+    op = _op
+    if (
         isinstance(seed, torch.Tensor)
         or isinstance(temperature, torch.Tensor)
         or isinstance(top_k, torch.Tensor)
         or isinstance(top_p, torch.Tensor)
         or isinstance(min_p, torch.Tensor)
     ):
-        out = _op(
-            logits,
-            seed,
-            path_ids,
-            positions,
-            temperature,
-            top_k,
-            top_p,
-            min_p,
-            mask,
-            topk,
-            impl=impl,
-        )
-        return Sample(*out)
-    seed, temperature, top_k, top_p, min_p = (
-        value
-        if isinstance(value, torch.Tensor)
-        else torch.full(logits.shape[:1], value, dtype=dtype, device=logits.device)
-        for value, dtype in zip((seed, temperature, top_k, top_p, min_p), _ROW_DTYPES, strict=True)
-    )
-    out = _op_rows(
+        op = _op_rows
+        values = (seed, temperature, top_k, top_p, min_p)
+        seed, temperature, top_k, top_p, min_p = row_values(values, logits)
+    out = op(
         logits, seed, path_ids, positions, temperature, top_k, top_p, min_p, mask, topk, impl=impl
     )
     return Sample(*out)
 
 
-_ROW_DTYPES = (torch.int64, torch.float64, torch.int64, torch.float64, torch.float64)
+def row_values(values: tuple[Any, ...], like: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """seed, temperature, top_k, top_p and min_p as tensors [B], B and device those of `like`."""
+    return tuple(
+        value if isinstance(value, torch.Tensor) else _filled(name, value, like)
+        for name, value in zip(_ROW_DTYPES, values, strict=True)
+    )
+
+
+def _filled(name: str, value: Any, like: torch.Tensor) -> torch.Tensor:
+    dtype = _ROW_DTYPES[name]
+    if dtype is torch.int64:
+        if not isinstance(value, int) or not -(2**63) <= value < 2**63:
+            raise TypeError(f"{name}: got {value!r}, expected a 64-bit integer or a tensor [B]")
+    elif not isinstance(value, (int, float)):
+        raise TypeError(f"{name}: got {value!r}, expected a number or a tensor [B]")
+    return torch.full(like.shape[:1], value, dtype=dtype, device=like.device)
+
+
+_ROW_DTYPES = {
+    "seed": torch.int64,
+    "temperature": torch.float64,
+    "top_k": torch.int64,
+    "top_p": torch.float64,
+    "min_p": torch.float64,
+}
 _REALS = (torch.float32, torch.float64)
 
 
 def _check_tensors(
-    logits: torch.Tensor,
+    rows: int,
+    columns: int,
+    device: torch.device,
     path_ids: torch.Tensor,
     positions: torch.Tensor,
     mask: torch.Tensor | None,
     topk: int,
 ) -> None:
-    check_logits(logits)
-    rows, columns = logits.shape
     if path_ids.dtype not in checks.INTS:
         checks.fail_dtype("path_ids", path_ids, "int32 or int64")
     if positions.dtype not in checks.INTS:
@@ -146,7 +154,6 @@ def _check_tensors(
         checks.fail_shape("path_ids", path_ids, f"[{rows}], one a row of logits")
     if positions.dim() != 1 or positions.shape[0] != rows:
         checks.fail_shape("positions", positions, f"[{rows}], one a row of logits")
-    device = logits.device
     if path_ids.device != device or positions.device != device:
         checks.fail_device(device, path_ids=path_ids, positions=positions)
     if topk < 0 or topk > MAX_K or topk > columns:
@@ -163,8 +170,10 @@ def _check_tensors(
             checks.fail_stride(mask=mask)
 
 
-def check(
-    logits: torch.Tensor,
+def check_numbers(
+    rows: int,
+    columns: int,
+    device: torch.device,
     seed: int,
     path_ids: torch.Tensor,
     positions: torch.Tensor,
@@ -175,7 +184,7 @@ def check(
     mask: torch.Tensor | None = None,
     topk: int = 0,
 ) -> None:
-    _check_tensors(logits, path_ids, positions, mask, topk)
+    _check_tensors(rows, columns, device, path_ids, positions, mask, topk)
     if seed < 0:
         checks.fail("seed", seed, "0 <= seed < 2**63")
     if not 0 <= temperature < math.inf:
@@ -186,8 +195,16 @@ def check(
         checks.fail("min_p", min_p, "0 <= min_p <= 1")
 
 
-def check_rows(
-    logits: torch.Tensor,
+def check(logits: torch.Tensor, *parameters: Any) -> None:
+    check_logits(logits)
+    rows, columns = logits.shape
+    check_numbers(rows, columns, logits.device, *parameters)
+
+
+def check_tensors(
+    rows: int,
+    columns: int,
+    device: torch.device,
     seed: torch.Tensor,
     path_ids: torch.Tensor,
     positions: torch.Tensor,
@@ -198,8 +215,7 @@ def check_rows(
     mask: torch.Tensor | None = None,
     topk: int = 0,
 ) -> None:
-    _check_tensors(logits, path_ids, positions, mask, topk)
-    rows, device = logits.shape[0], logits.device
+    _check_tensors(rows, columns, device, path_ids, positions, mask, topk)
     for name, value in (("seed", seed), ("top_k", top_k)):
         if value.dtype not in checks.INTS:
             checks.fail_dtype(name, value, "int32 or int64")
@@ -214,7 +230,13 @@ def check_rows(
             checks.fail_device(device, **{name: value})
 
 
-def _outputs(logits: torch.Tensor, topk: int, stats: torch.dtype) -> tuple[torch.Tensor, ...]:
+def check_rows(logits: torch.Tensor, *parameters: Any) -> None:
+    check_logits(logits)
+    rows, columns = logits.shape
+    check_tensors(rows, columns, logits.device, *parameters)
+
+
+def outputs(logits: torch.Tensor, topk: int, stats: torch.dtype) -> tuple[torch.Tensor, ...]:
     rows, new, like = logits.shape[0], logits.new_empty, torch.empty_like
     numbers, best = new(rows, dtype=stats), new((rows, topk), dtype=stats)
     return (
@@ -241,7 +263,7 @@ def fake(
     mask: torch.Tensor | None = None,
     topk: int = 0,
 ) -> tuple[torch.Tensor, ...]:
-    return _outputs(logits, topk, stats_dtype(logits))
+    return outputs(logits, topk, stats_dtype(logits))
 
 
 def _check_values(name: str, values: torch.Tensor, good: torch.Tensor, expected: str) -> None:
@@ -354,7 +376,7 @@ def native(
     mask: torch.Tensor | None = None,
     topk: int = 0,
 ) -> tuple[torch.Tensor, ...]:
-    out = _outputs(logits, topk, torch.float32)
+    out = outputs(logits, topk, torch.float32)
     values = (seed, path_ids, positions, temperature, top_k, top_p, min_p, mask, topk)
     _C.sample(logits, *values, *out, torch.get_num_threads())
     return out

@@ -73,13 +73,17 @@ def check_logits(logits: torch.Tensor) -> None:
 
 def check(logits: torch.Tensor, k: int, temperature: float = 1.0) -> None:
     check_logits(logits)
-    if not 1 <= k <= MAX_K or k > logits.shape[1]:
-        checks.fail("k", k, f"1 <= k <= min(V, {MAX_K}) with V = {logits.shape[1]}")
+    check_numbers(logits.shape[1], k, temperature)
+
+
+def check_numbers(columns: int, k: int, temperature: float = 1.0) -> None:
+    if not 1 <= k <= MAX_K or k > columns:
+        checks.fail("k", k, f"1 <= k <= min(V, {MAX_K}) with V = {columns}")
     if not 0 < temperature < math.inf:
         checks.fail("temperature", temperature, "a finite number > 0")
 
 
-def _outputs(
+def outputs(
     logits: torch.Tensor, k: int, stats: torch.dtype
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     rows = logits.shape[0]
@@ -98,7 +102,7 @@ def stats_dtype(logits: torch.Tensor) -> torch.dtype:
 def fake(
     logits: torch.Tensor, k: int, temperature: float = 1.0
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    return _outputs(logits, k, stats_dtype(logits))
+    return outputs(logits, k, stats_dtype(logits))
 
 
 class RowStats(NamedTuple):
@@ -154,7 +158,7 @@ def reference(
 def native(
     logits: torch.Tensor, k: int, temperature: float = 1.0
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    out = _outputs(logits, k, torch.float32)
+    out = outputs(logits, k, torch.float32)
     _C.topk_score(logits, k, temperature, *out, torch.get_num_threads())
     return out
 
