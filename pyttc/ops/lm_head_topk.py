@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from inspect import signature
+from operator import is_not
 from typing import Any, overload
 
 import torch
@@ -88,10 +90,9 @@ def lm_head_topk(
     Source: the fusion of FlashSampling (arXiv 2603.15854), here with all statistics of the row.
     """
     if path_ids is None:
-        unused = (seed, positions, mask, top_k, top_p, min_p)
-        for name, value, default in zip(_UNUSED, unused, _UNUSED.values(), strict=True):
-            if isinstance(value, torch.Tensor) or value != default:
-                checks.fail(name, "a value", "none: nothing is drawn without path_ids")
+        unused = (seed, positions, top_k, top_p, min_p, mask)
+        if any(map(is_not, unused, _UNUSED.values())):
+            _check_unused(unused)
         return TopKScore(*_score(hidden, weight, k, temperature, impl=impl))
     if seed is None:
         checks.fail("seed", None, "a number or a tensor [B], with path_ids")
@@ -99,14 +100,24 @@ def lm_head_topk(
         checks.fail("positions", None, "a tensor [B], with path_ids")
     values = (seed, temperature, top_k, top_p, min_p)
     draw = _draw
-    if any(isinstance(value, torch.Tensor) for value in values):
+    if sampling.any_tensor(values):
         draw = _draw_rows
         seed, temperature, top_k, top_p, min_p = sampling.row_values(values, hidden)
     parameters = (seed, path_ids, positions, temperature, top_k, top_p, min_p, mask, k)
     return Sample(*draw(hidden, weight, *parameters, impl=impl))
 
 
-_UNUSED = dict(seed=None, positions=None, mask=None, top_k=0, top_p=1.0, min_p=0.0)
+_UNUSED = {
+    name: parameter.default
+    for name, parameter in signature(lm_head_topk).parameters.items()
+    if name in ("seed", "positions", "top_k", "top_p", "min_p", "mask")
+}
+
+
+def _check_unused(given: tuple[Any, ...]) -> None:
+    for (name, default), value in zip(_UNUSED.items(), given, strict=True):
+        if isinstance(value, torch.Tensor) or value != default:
+            checks.fail(name, "a value", "none: nothing is drawn without path_ids")
 
 
 def check_head(hidden: torch.Tensor, weight: torch.Tensor) -> None:

@@ -92,21 +92,22 @@ def sample(
 
     Source: inverse transform sampling; filters in the order of vLLM's and Hugging Face's samplers.
     """
+    values = (seed, temperature, top_k, top_p, min_p)
     op = _op
-    if (
-        isinstance(seed, torch.Tensor)
-        or isinstance(temperature, torch.Tensor)
-        or isinstance(top_k, torch.Tensor)
-        or isinstance(top_p, torch.Tensor)
-        or isinstance(min_p, torch.Tensor)
-    ):
+    if any_tensor(values):
         op = _op_rows
-        values = (seed, temperature, top_k, top_p, min_p)
         seed, temperature, top_k, top_p, min_p = row_values(values, logits)
     out = op(
         logits, seed, path_ids, positions, temperature, top_k, top_p, min_p, mask, topk, impl=impl
     )
     return Sample(*out)
+
+
+def any_tensor(values: tuple[Any, ...]) -> bool:
+    for value in values:  # numbers first: isinstance is slow for tensors
+        if not isinstance(value, (int, float)) and isinstance(value, torch.Tensor):
+            return True
+    return False
 
 
 def row_values(values: tuple[Any, ...], like: torch.Tensor) -> tuple[torch.Tensor, ...]:
