@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
 #include <numeric>
 
 namespace pyttc {
@@ -142,17 +143,6 @@ int64_t first_above(const std::vector<double>& cumulative, double target) {
   return std::upper_bound(cumulative.begin(), cumulative.end(), target) - cumulative.begin();
 }
 
-// The group of a block where `rest` of its mass ends; `rest` becomes what of it lies in the group.
-int group_at(const double* groups, double& rest) {
-  int group = 0;
-  for (int g = 0; g < kGroups; ++g) group += groups[g] <= rest;
-  // Where rounding leaves the groups short of the block's own sum, the last with weight is meant.
-  if (group == kGroups)
-    for (--group; group > 0 && !(groups[group] > groups[group - 1]);) --group;
-  if (group) rest -= groups[group - 1];
-  return group;
-}
-
 // u * total may round up to the total: then it is the last column with any mass.
 double below(double target, double total) { return std::min(target, std::nextafter(total, 0.)); }
 
@@ -258,17 +248,31 @@ const void* Kept::columns_of(int64_t block) const {
   return row_->columns(block * kBlock, std::min(row_->v, (block + 1) * kBlock));
 }
 
-int64_t Kept::draw_refined(double u) {
-  if (refined_.empty()) refine();
-  const double target = below(u * refined_.back(), refined_.back());
-  const int64_t block = first_above(refined_, target);
+Kept::Place Kept::place(int64_t block, const std::vector<double>& cumulative, double target) {
   const BlockStat& stat = scanned_->blocks[block];
-  double groups[kGroups], margin;
-  row_->kernels.groups(columns_of(block), row_->v, block, filter_, scale_, stat, groups);
-  double rest = (target - (block ? refined_[block - 1] : 0)) / power_of_two(stat.ref - ref_);
-  const int group = group_at(groups, rest);
-  return row_->kernels.column(columns_of(block), row_->v, block * kGroups + group, rest, filter_,
-                              scale_, stat, margin);
+  double* groups = &groups_[block * kGroups];
+  if (!have_groups_[block])
+    row_->kernels.groups(columns_of(block), row_->v, block, filter_, scale_, stat, groups);
+  have_groups_[block] = 1;
+  // From units of the row's reference to the block's.
+  const double rest =
+      (target - (block ? cumulative[block - 1] : 0)) / power_of_two(stat.ref - ref_);
+  int group = 0;
+  for (int g = 0; g < kGroups; ++g) group += groups[g] <= rest;
+  // Where rounding leaves the groups short of the block's own sum, the last with any weight is
+  // meant.
+  if (group == kGroups)
+    for (--group; group > 0 && !(groups[group] > groups[group - 1]);) --group;
+  return {block * kGroups + group, rest - (group ? groups[group - 1] : 0)};
+}
+
+int64_t Kept::column(const Place& place, double& margin) const {
+  const int64_t block = place.group / kGroups;
+  const BlockStat& stat = scanned_->blocks[block];
+  const int64_t column = row_->kernels.column(columns_of(block), row_->v, place.group, place.rest,
+                                              filter_, scale_, stat, margin);
+  margin *= power_of_two(stat.ref - ref_);
+  return column;
 }
 
 void Kept::draw(const double* u, int64_t n, int64_t* columns) {
@@ -285,7 +289,6 @@ void Kept::draw(const double* u, int64_t n, int64_t* columns) {
   }
   // One step for all draws, then the next: a mispredicted branch of one draw holds up no other's
   // arithmetic.
-  targets_.resize(n);
   for (int64_t draw = 0; draw < n; ++draw) {
     const double target = below(u[draw] * total, total);
     int64_t i;
@@ -297,32 +300,21 @@ void Kept::draw(const double* u, int64_t n, int64_t* columns) {
       i = first_above(cumulative_, target);
     }
     columns[draw] = listed_ ? list_[i].first : i;
-    targets_[draw] = target - (i ? cumulative_[i - 1] : 0);
   }
   if (listed_) return;
 
-  const BlockStat* stats = scanned_->blocks.data();
+  places_.resize(n);
   groups_.resize(size * kGroups);
   have_groups_.assign(size, 0);
+  for (int64_t draw = 0; draw < n; ++draw)
+    places_[draw] = place(columns[draw], cumulative_, below(u[draw] * total, total));
   for (int64_t draw = 0; draw < n; ++draw) {
-    const int64_t i = columns[draw];
-    if (have_groups_[i]) continue;
-    have_groups_[i] = 1;
-    row_->kernels.groups(columns_of(i), row_->v, i, filter_, scale_, stats[i],
-                         &groups_[i * kGroups]);
-  }
-  for (int64_t draw = 0; draw < n; ++draw) {
-    const int64_t i = columns[draw];
-    targets_[draw] /= power_of_two(stats[i].ref - ref_);  // in units of the block's reference
-    columns[draw] = i * kGroups + group_at(&groups_[i * kGroups], targets_[draw]);
-  }
-  for (int64_t draw = 0; draw < n; ++draw) {
-    const int64_t i = columns[draw] / kGroups;
     double margin;
-    columns[draw] = row_->kernels.column(columns_of(i), row_->v, columns[draw], targets_[draw],
-                                         filter_, scale_, stats[i], margin);
-    if (margin * power_of_two(stats[i].ref - ref_) < kDoubt * total)
-      columns[draw] = draw_refined(u[draw]);
+    columns[draw] = column(places_[draw], margin);
+    if (margin >= kDoubt * total) continue;
+    if (refined_.empty()) refine();
+    const double target = below(u[draw] * refined_.back(), refined_.back());
+    columns[draw] = column(place(first_above(refined_, target), refined_, target), margin);
   }
 }
 

@@ -38,6 +38,11 @@ class Kept {
   }
 
  private:
+  struct Place {
+    int64_t group;
+    double rest;  // to the target from the start of the group, in units of the block's reference
+  };
+
   void use_list(const uint64_t* keys, const double* weights, int64_t n);
   void use_blocks(const ScannedRow& scanned, const Filter* filter);
   // The last kept column as an order key, among all allowed columns.
@@ -45,8 +50,9 @@ class Kept {
   // Fills refined_: the sums of the heaviest blocks again, in double precision.
   void refine();
   const void* columns_of(int64_t block) const;
-  // One draw, by refined_.
-  int64_t draw_refined(double u);
+  Place place(int64_t block, const std::vector<double>& cumulative, double target);
+  // `margin` is how far the target is from where another column begins.
+  int64_t column(const Place& place, double& margin) const;
 
   const Row* row_ = nullptr;
   Scale scale_;
@@ -59,10 +65,10 @@ class Kept {
   const Filter* filter_ = nullptr;
   Filter own_filter_;
   ScannedRow own_;
-  // Of draws: what is left to their targets, where a search for one starts, and the cumulative
-  // group sums of the blocks they fall in.
-  std::vector<double> targets_;
+  // Of draws: where a search for one starts, where each falls, and the cumulative group sums of the
+  // blocks they fall in.
   std::vector<int32_t> guide_;
+  std::vector<Place> places_;
   std::vector<double> groups_;
   std::vector<char> have_groups_;
 };

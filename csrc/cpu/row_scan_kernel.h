@@ -357,18 +357,20 @@ int64_t column(const void* row, int64_t v, int64_t group, double rest, const Fil
                const Scale& scale, const BlockStat& stat, double& margin) {
   float e[kGroup];
   weights<T>(row, v, group, group + 1, filter, scale, stat, e);
-  double sum = 0;
+  double ends[kGroup + 1] = {};  // ends[i + 1]: where column i ends
   int before = 0;
-  margin = __builtin_fabs(rest);
   for (int i = 0; i < kGroup; ++i) {
-    sum += static_cast<double>(e[i]);
-    before += sum <= rest;
-    const double distance = __builtin_fabs(rest - sum);
-    margin = distance < margin ? distance : margin;
+    ends[i + 1] = ends[i] + static_cast<double>(e[i]);
+    before += ends[i + 1] <= rest;
   }
-  if (before == kGroup)
+  if (before == kGroup) {
+    margin = 0;
     while (before > 1 && !(e[before - 1] > 0)) --before;
-  return group * kGroup + (before < kGroup && sum > rest ? before : before - 1);
+    return group * kGroup + before - 1;
+  }
+  const double from_start = rest - ends[before], to_end = ends[before + 1] - rest;
+  margin = from_start < to_end ? from_start : to_end;
+  return group * kGroup + before;
 }
 
 template <class T>
