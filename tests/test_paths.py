@@ -318,3 +318,18 @@ def test_fork_of_256_paths_takes_microseconds(no_eos: Engine) -> None:
     # the goal is 100 microseconds; the bound leaves room for a busy machine
     assert sorted(times)[15] < 300e-6, f"{sorted(times)[15] * 1e6:.0f} us"
     print(f"fork of 256 paths: {sorted(times)[15] * 1e6:.0f} us")
+
+
+def test_draws_belong_to_seed_prompt_and_path(no_eos: Engine) -> None:
+    def draws(prompts: Any, seed: int) -> list[tuple[int, int]]:
+        forks = no_eos.prefill(prompts).fork(3, seed=seed)
+        again = forks.fork(2)
+        parts = [p.sample_identity(np.arange(len(p))) for p in (forks, again)]
+        return [
+            pair for keys, ids in parts for pair in zip(keys.tolist(), ids.tolist(), strict=True)
+        ]
+
+    a, b = draws("the steps", 0), draws("the step", 0)
+    assert draws(["the step", "the steps"], 0) == b[:3] + a[:3] + b[3:] + a[3:]
+    everyone = a + b + draws("the steps", 1)
+    assert len(set(everyone)) == len(everyone) == 27
