@@ -113,11 +113,11 @@ EVERYWHERE: dict[str, Case] = {
     "lm_head_topk": (lambda: lm_head_topk.product(empty(64, 4096), empty(151936, 4096)), 255, 1),
     "merge_states": (merge, 64, 2),
     "prefix_tree_attention": (lambda: tree(BF16), 255, 1),
-    "sample": (lambda: draw(top_k=50, top_p=0.9, mask=MASK, topk=20), 255, 2),
+    "sample": (lambda: draw(top_k=50, top_p=0.9, mask=MASK, topk=20), 255, 1),
     "select_beams": (beams, 255, 0),
     "shared_prefix_attention": (lambda: dense(BF16), 255, 1),
     "store_kv": (store, 64, 2),
-    "topk_score": (lambda: score(20), 255, 2),
+    "topk_score": (lambda: score(20), 255, 1),
 }
 ON_SM90: dict[str, Case] = {
     "copy_pages-1024": (lambda: copy(1024), 128, 8),
@@ -125,11 +125,11 @@ ON_SM90: dict[str, Case] = {
     "prefix_tree_attention-f32": (lambda: tree(F32), 255, 1),
     "prefix_tree_attention-options": (lambda: tree(BF16, window=512, softcap=30.0), 255, 1),
     "prefix_tree_attention-64": (lambda: tree(torch.float16, 64), 255, 1),
-    "sample-plain": (draw, 255, 2),
-    "sample-rows": (draw_rows, 255, 2),
+    "sample-plain": (draw, 255, 1),
+    "sample-rows": (draw_rows, 255, 1),
     "select_beams-all": (lambda: beams(length_penalty=0.6), 255, 0),
     "shared_prefix_attention-f32": (lambda: dense(F32), 255, 1),
-    "topk_score-1024": (lambda: score(1024, F32), 255, 4),
+    "topk_score-1024": (lambda: score(1024, F32), 255, 2),
 }
 
 

@@ -485,7 +485,7 @@ def launch(
                 raw[1],
                 enough,
                 cap,
-                max(16, min(4096, triton.next_power_of_2(slots))),
+                max(16, min(1024, triton.next_power_of_2(slots))),
                 min(16, 8192 // max(chosen_k, 1)),
                 triton.next_power_of_2(tiles),
                 rows_of.TILE,

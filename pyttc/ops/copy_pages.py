@@ -34,7 +34,9 @@ def copy_pages(
 
     Raises:
         ValueError, TypeError: for an argument of another shape, dtype, stride or device, for a page out of
-            range or twice in dst, and for pages that share memory. Nothing is written then.
+            range or twice in dst, and for pages that share memory. Nothing is written then. On a GPU pages
+            and memory are not looked at before the launch: a pair out of range is left out. One call
+            there takes at most 65,536 pairs (triton) or 6,144 (cuda).
 
     Source: the block copies behind copy-on-write in vLLM (arXiv 2309.06180).
     """

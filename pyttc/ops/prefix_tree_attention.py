@@ -43,7 +43,7 @@ def prefix_tree_attention(
         scale: 1 / sqrt(D) by default.
         window: a path sees its last `window` tokens only (at least 1); None: all.
         softcap: a positive bound on |s|; None: none.
-        impl: None, "reference" or "native" (see `pyttc.explain`).
+        impl: None, "reference", "native" or "triton" (see `pyttc.explain`).
 
     Any stride is served but the last dimension's, which must be 1.
 

@@ -43,7 +43,7 @@ def shared_prefix_attention(
             they may hold anything, NaN included.
         prefix_lens: [G], int32 or int64, each from 0 to P; None: P for all.
         scale: 1 / sqrt(D) by default.
-        impl: None, "reference" or "native" (see `pyttc.explain`).
+        impl: None, "reference", "native" or "triton" (see `pyttc.explain`).
 
     Any stride is served but the last dimension's, which must be 1.
 

@@ -35,6 +35,8 @@ def store_kv(
     Raises:
         ValueError, TypeError: for an argument of another shape, dtype, stride or device, for a slot below
             -1 or past the last page, and for arguments that share memory. Nothing is written then.
+            On a GPU slots and memory are not looked at before the launch: a row whose slot is out of
+            range is left out.
 
     Source: the slot mapping of vLLM's reshape_and_cache (arXiv 2309.06180).
     """
