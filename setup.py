@@ -151,9 +151,9 @@ ParallelCompile(
 ).install()
 
 setup(
-    packages=["pyttc", "pyttc.ops", "pyttc.triton_kernels"],
+    packages=["pyttc", "pyttc.ops", "pyttc.tasks", "pyttc.triton_kernels"],
     package_dir={"pyttc": "pyttc", "pyttc.triton_kernels": "triton_kernels"},
-    package_data={"pyttc": ["py.typed"]},
+    package_data={"pyttc": ["py.typed", "models/*/*"]},
     ext_modules=extensions,
     cmdclass={"build_ext": build_ext},
     zip_safe=False,

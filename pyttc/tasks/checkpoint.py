@@ -1,4 +1,5 @@
-"""Countdown models as transformers checkpoints: config, tokenizer, safetensors; and back for training."""
+"""Countdown models as transformers checkpoints: config, tokenizer, safetensors; and back for
+training."""
 
 from __future__ import annotations
 
@@ -33,8 +34,11 @@ def save_model(model: Llama, folder: Path, dtype: torch.dtype = torch.bfloat16) 
     write_json(folder / "config.json", config)
     ids = {name: config[name] for name in ("eos_token_id", "pad_token_id")}
     write_json(folder / "generation_config.json", {**ids, "do_sample": True, "temperature": 1.0})
-    weights = {f"model.{name}": p for name, p in model.named_parameters() if "reward" not in name}
-    weights = {name: p.detach().to(dtype).contiguous() for name, p in weights.items()}
+    weights = {
+        f"model.{name}": weight.detach().to(dtype).contiguous()
+        for name, weight in model.named_parameters()
+        if not name.startswith("reward.")
+    }
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     save_tokenizer(folder)
 
@@ -46,12 +50,14 @@ def load_model(folder: Path, dtype: torch.dtype = torch.float32) -> Llama:
     names = [name for name in Shape.__dataclass_fields__ if name != "rope_theta"]
     model = Llama(Shape(**{name: config[name] for name in names}, rope_theta=theta), dtype)
     weights = load_file(folder / "model.safetensors")
-    model.load_state_dict({n.removeprefix("model."): w.float() for n, w in weights.items()}, strict=False)
+    trunk = {name.removeprefix("model."): weight.float() for name, weight in weights.items()}
+    model.load_state_dict(trunk, strict=False)
     return model
 
 
 def save_tokenizer(folder: Path) -> None:
-    """A character-level tokenizer that AutoTokenizer loads; a character it does not know is an error."""
+    """A character-level tokenizer that AutoTokenizer loads; a character it does not know is an
+    error."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -59,7 +65,7 @@ def save_tokenizer(folder: Path) -> None:
     tokenizer = Tokenizer(models.WordLevel(vocabulary))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
     tokenizer.decoder = decoders.Fuse()
-    fast = PreTrainedTokenizerFast(
+    fast = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=tokenizer,
         eos_token=EOS,
         pad_token=PAD,

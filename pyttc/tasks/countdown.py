@@ -1,9 +1,11 @@
-"""Countdown: combine all numbers with + - * / into a target; generator, exact solver, exact verifier.
+"""Countdown: combine all numbers with + - * / into a target; generator, exact solver, exact
+verifier.
 
-A problem is a multiset of positive integers and a target. A step takes two numbers away and puts one of
-their sum, difference, product or quotient back; it is legal when the result is an integer of at least
-zero. A problem is solved when one number is left, equal to the target. Nothing here runs a model, and
-nothing evaluates text: what a model wrote is parsed character by character, with bounded numbers.
+A problem is a multiset of positive integers and a target. A step takes two numbers away and puts
+one of their sum, difference, product or quotient back; it is legal when the result is an integer of
+at least zero. A problem is solved when one number is left, equal to the target. Nothing here runs a
+model, and nothing evaluates text: what a model wrote is parsed character by character, with bounded
+numbers.
 """
 
 from __future__ import annotations
@@ -32,8 +34,8 @@ class Problem:
 
     @property
     def is_test(self) -> bool:
-        """Whether the problem belongs to the test split: a hash of its sorted numbers and target, so
-        that no order of the numbers is ever in both."""
+        """Whether the problem belongs to the test split: a hash of its sorted numbers and target,
+        so that no order of the numbers is ever in both."""
         key = f"{','.join(map(str, sorted(self.numbers)))}>{self.target}"
         return zlib.crc32(key.encode()) % TEST_SHARE == 0
 
@@ -52,7 +54,8 @@ class Step:
 
 
 def apply(left: int, op: str, right: int) -> int | None:
-    """The result of a legal operation; None where it is negative, no integer, or a division by zero."""
+    """The result of a legal operation; None where it is negative, no integer, or a division by
+    zero."""
     if op == "+":
         return left + right
     if op == "*":
@@ -67,17 +70,17 @@ def apply(left: int, op: str, right: int) -> int | None:
 def moves(numbers: Sequence[int]) -> list[tuple[Step, tuple[int, ...]]]:
     """All legal steps and the numbers after each: the result first, the others in their order.
 
-    The larger number stands on the left; equal pairs at different places are listed each. Of 0 and a
-    larger number only the quotient 0/b is left out, since it equals the product.
+    The larger number stands on the left; equal pairs at different places are listed each. Of 0 and
+    a larger number only the quotient 0/b is left out, since it equals the product.
     """
     found = []
     for i, j in combinations(range(len(numbers)), 2):
-        rest = tuple(numbers[k] for k in range(len(numbers)) if k != i and k != j)
         high, low = max(numbers[i], numbers[j]), min(numbers[i], numbers[j])
         for op in "+-*/":
             result = apply(high, op, low)
             if result is not None:
-                found.append((Step(high, op, low, result), (result, *rest)))
+                step = Step(high, op, low, result)
+                found.append((step, after(numbers, step)))
     return found
 
 
@@ -92,7 +95,8 @@ def is_legal(numbers: Sequence[int], step: Step) -> bool:
 
 
 def after(numbers: Sequence[int], step: Step) -> tuple[int, ...]:
-    """The numbers after a legal step: the result first, the others in their order."""
+    """The numbers after a legal step: the result first, the others in their order; of equal numbers
+    the first is used."""
     rest = list(numbers)
     rest.remove(step.left)
     rest.remove(step.right)
@@ -120,8 +124,8 @@ def _can_reach(numbers: tuple[int, ...], target: int) -> bool:
 
 
 def solve(problem: Problem, draw: random.Random | None = None) -> list[Step] | None:
-    """A solution, one step less than there are numbers, or None when there is none: the first in the order
-    of `moves`, or with `draw` a random one."""
+    """A solution, one step less than there are numbers, or None when there is none: the first in
+    the order of `moves`, or with `draw` a random one."""
     numbers, steps = problem.numbers, []
     if not can_reach(numbers, problem.target):
         return None
@@ -135,14 +139,16 @@ def solve(problem: Problem, draw: random.Random | None = None) -> list[Step] | N
 
 
 def count_solutions(numbers: Sequence[int], target: int) -> int:
-    """How many sequences of moves end at the target: the difficulty of a problem (fewer is harder)."""
+    """How many sequences of moves end at the target: the difficulty of a problem (fewer is
+    harder)."""
     if len(numbers) == 1:
         return int(numbers[0] == target)
     return sum(count_solutions(rest, target) for _, rest in moves(numbers))
 
 
 def parse_number(text: str) -> int | None:
-    """A non-negative decimal number as str(int) writes it, of at most MAX_DIGITS digits; else None."""
+    """A non-negative decimal number as str(int) writes it, of at most MAX_DIGITS digits; else
+    None."""
     if not 0 < len(text) <= MAX_DIGITS or not (text.isascii() and text.isdigit()):
         return None
     return None if text[0] == "0" and len(text) > 1 else int(text)
@@ -174,8 +180,8 @@ def generate(
     """`count` distinct solvable problems of `size` numbers from one split.
 
     Numbers and target are drawn uniformly and kept only if the exact solver finds a solution, never
-    built forward from random operations, which would favour easy problems. The same arguments give the
-    same problems on every machine.
+    built forward from random operations, which would favour easy problems. The same arguments give
+    the same problems on every machine.
     """
     draw = random.Random(f"countdown {seed} {size} {test}")  # noqa: S311
     problems: dict[Problem, None] = {}
@@ -193,15 +199,21 @@ def test_set(size: int, count: int = 200) -> list[Problem]:
 
 
 def game_of_24() -> list[Problem]:
-    """The multisets of four numbers of 1-13 that make 24 in exact integer steps, in sorted order."""
+    """The multisets of four numbers of 1-13 that make 24 in exact integer steps, in sorted
+    order."""
     hands = combinations_with_replacement(range(1, 14), 4)
     return [Problem(hand, 24) for hand in hands if can_reach(hand, 24)]
 
 
 def can_reach_with_fractions(numbers: Sequence[Fraction | int], target: int) -> bool:
-    """can_reach under the rules of the Game of 24, where steps may be fractions (8/(3-8/3) = 24)."""
+    """can_reach under the rules of the Game of 24, where steps may be fractions (8/(3-8/3) =
+    24)."""
     if len(numbers) == 1:
         return numbers[0] == target
+    if len(numbers) == 2:
+        a, b = numbers
+        quotient = (b and a == target * b) or (a and b == target * a)
+        return target in (a + b, a - b, b - a, a * b) or bool(quotient)
     for i, j in combinations(range(len(numbers)), 2):
         rest = [numbers[k] for k in range(len(numbers)) if k != i and k != j]
         a, b = numbers[i], numbers[j]

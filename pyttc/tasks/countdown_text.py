@@ -3,10 +3,11 @@
     23,45,67,12>55:45-23=22|22,67,12;67-12=55|55,22;55*...    with the calculator
     23,45,67,12>55:45-23=22;67-12=55;55*...                   direct
 
-The model writes a step up to `=`. With the calculator, the tool then appends the result, a bar, the numbers
-now left (the result first) and the delimiter; without it, the model writes result and delimiter itself.
-The prompt is the same: who writes after `=` decides. A text ends with a newline, so solved examples before
-a prompt are just lines. What a model wrote is not trusted: it is split and compared, never evaluated.
+The model writes a step up to `=`. With the calculator, the tool then appends the result, a bar, the
+numbers now left (the result first) and the delimiter; without it, the model writes result and
+delimiter itself. The prompt is the same: who writes after `=` decides. A text ends with a newline,
+so solved examples before a prompt are just lines. What a model wrote is not trusted: it is split
+and compared, never evaluated.
 """
 
 from __future__ import annotations
@@ -14,7 +15,17 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from .countdown import Problem, Step, after, apply, generate, is_legal, parse_number, parse_step, solve
+from .countdown import (
+    Problem,
+    Step,
+    after,
+    apply,
+    generate,
+    is_legal,
+    parse_number,
+    parse_step,
+    solve,
+)
 
 DELIMITER = ";"
 EOS = "\n"
@@ -35,7 +46,8 @@ def calculator(result: int, numbers: Sequence[int]) -> str:
 
 
 def solution_text(problem: Problem, steps: Sequence[Step], *, direct: bool = False) -> str:
-    """The steps as a model and its calculator would write them after the prompt, newline included."""
+    """The steps as a model and its calculator would write them after the prompt, newline
+    included."""
     text, numbers = "", problem.numbers
     for step in steps:
         numbers = after(numbers, step)
@@ -44,9 +56,11 @@ def solution_text(problem: Problem, steps: Sequence[Step], *, direct: bool = Fal
     return text + EOS
 
 
-def example_lines(count: int, *, seed: int, sizes: Sequence[int] = (3, 4), direct: bool = False) -> list[str]:
-    """`count` solved problems of the training split, to be put before a prompt (about 55 characters each).
-    The first lines of a longer list are the shorter list."""
+def example_lines(
+    count: int, *, seed: int, sizes: Sequence[int] = (3, 4), direct: bool = False
+) -> list[str]:
+    """`count` solved problems of the training split, to be put before a prompt (about 55 characters
+    each). The first lines of a longer list are the shorter list."""
     draw = random.Random(f"examples {seed}")  # noqa: S311
     lines = []
     for i in range(count):
@@ -94,8 +108,8 @@ def calculate(problem: Problem, text: str) -> str | None:
 
 
 def follow(problem: Problem, parts: Sequence[str]) -> tuple[tuple[int, ...], int]:
-    """The numbers left after the leading `parts` that are legal steps in either format, each with its
-    delimiter, and how many of them are."""
+    """The numbers left after the leading `parts` that are legal steps in either format, each with
+    its delimiter, and how many of them are."""
     numbers = problem.numbers
     for count, part in enumerate(parts):
         claim, bar, listed = part.removesuffix(DELIMITER).partition("|")
@@ -116,8 +130,8 @@ def split_steps(text: str) -> list[str]:
 
 
 def verify(prompt: str, text: str) -> bool:
-    """Whether `text` solves the problem `prompt` ends with: every step legal and true, every number used
-    once, nothing else in the text, the target at the end. In either format, or a mix."""
+    """Whether `text` solves the problem `prompt` ends with: every step legal and true, every number
+    used once, nothing else in the text, the target at the end. In either format, or a mix."""
     problem = problem_of(prompt)
     if problem is None or len(text) > MAX_TEXT:
         return False

@@ -1,8 +1,8 @@
 """Measures a Countdown model: python -m pyttc.tasks.evaluate_countdown DIR --sizes 3 4
 
-Prints one JSON line a size: greedy accuracy, pass@k of sampling at temperature 1 beside random rollouts,
-each with a 95 % bootstrap interval over problems, and whether pass@k is at least twice the baseline
-wherever that is below 40 %.
+Prints one JSON line a size: greedy accuracy, pass@k of sampling at temperature 1 beside random
+rollouts, each with a 95 % bootstrap interval over problems, and whether pass@k is at least twice
+the baseline wherever that is below 40 %.
 """
 
 from __future__ import annotations
@@ -47,7 +47,12 @@ def baseline(problems: Sequence[Problem], ks: Sequence[int]) -> dict[int, list[f
 
 
 def solved(
-    model: Llama, problems: Sequence[Problem], tries: int, *, temperature: float = 1.0, **options: object
+    model: Llama,
+    problems: Sequence[Problem],
+    tries: int,
+    *,
+    temperature: float = 1.0,
+    **options: object,
 ) -> list[int]:
     """How many of `tries` texts solve each problem."""
     rows = [problem for problem in problems for _ in range(tries)]
@@ -63,7 +68,9 @@ def main() -> None:
     parser.add_argument("--problems", type=int, default=200)
     parser.add_argument("--tries", type=int, default=64)
     parser.add_argument("--direct", action="store_true", help="without the calculator")
-    parser.add_argument("--examples", type=int, default=0, help="solved examples before each prompt")
+    parser.add_argument(
+        "--examples", type=int, default=0, help="solved examples before each prompt"
+    )
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)

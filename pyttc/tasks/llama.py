@@ -1,5 +1,6 @@
-"""A Llama-architecture model in plain torch for training: the names and the arithmetic of transformers'
-LlamaForCausalLM with tied embeddings, so that its weights are a transformers checkpoint."""
+"""A Llama-architecture model in plain torch for training: the names and the arithmetic of
+transformers' LlamaForCausalLM with tied embeddings, so that its weights are a transformers
+checkpoint."""
 
 from __future__ import annotations
 
@@ -43,7 +44,7 @@ class Attention(nn.Module):
         batch, length, _ = x.shape
         weight = torch.cat([self.q_proj.weight, self.k_proj.weight, self.v_proj.weight])
         qkv = F.linear(x, weight.to(x.dtype)).view(batch, length, -1, self.head_dim).transpose(1, 2)
-        q, k, v = qkv.split([self.heads, self.kv_heads, self.kv_heads], dim=1)
+        q, k, v = torch.split(qkv, [self.heads, self.kv_heads, self.kv_heads], dim=1)
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         if cache is not None:
             k, v = cache.extend(layer, k, v)
@@ -52,7 +53,8 @@ class Attention(nn.Module):
             k, v = k.repeat_interleave(repeat, dim=1), v.repeat_interleave(repeat, dim=1)
             out = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         else:
-            # heads that share keys are rows of one product; the CPU's fused attention is slower here
+            # heads that share keys are rows of one product; the CPU's fused attention is slower
+            # here
             q = q.reshape(batch, self.kv_heads, repeat * length, self.head_dim)
             scores = (q @ k.transpose(-1, -2)).float() * self.head_dim**-0.5
             if length > 1:
@@ -89,12 +91,14 @@ class Layer(nn.Module):
     ) -> torch.Tensor:
         dtype = cos.dtype
         x = x + self.self_attn(self.input_layernorm(x).to(dtype), cos, sin, cache, layer).float()
-        return x + self.mlp(self.post_attention_layernorm(x).to(dtype)).float()
+        out: torch.Tensor = self.mlp(self.post_attention_layernorm(x).to(dtype))
+        return x + out.float()
 
 
 class Llama(nn.Module):
-    """Tokens [B, L] to last hidden states [B, L, H] after the final norm; `logits` maps those on. `reward`, a
-    linear head on them that is trained beside the text, is no part of the transformers checkpoint.
+    """Tokens [B, L] to last hidden states [B, L, H] after the final norm; `logits` maps those on.
+    `reward`, a linear head on them that is trained beside the text, is no part of the transformers
+    checkpoint.
 
     Weights and the residual stream are float32; matrix products run in `dtype`.
     """
@@ -108,7 +112,8 @@ class Llama(nn.Module):
         self.reward = nn.Linear(shape.hidden_size, 1)
 
     def initialize(self, seed: int) -> None:
-        """Normal weights of standard deviation 0.02, what is written to the residual stream smaller."""
+        """Normal weights of standard deviation 0.02, what is written to the residual stream
+        smaller."""
         generator = torch.Generator().manual_seed(seed)
         for name, weight in self.named_parameters():
             if weight.dim() == 2:
@@ -129,7 +134,8 @@ class Llama(nn.Module):
             x = layer(x, cos, sin, cache, i)
         if cache is not None:
             cache.length += tokens.shape[1]
-        return self.norm(x)
+        hidden: torch.Tensor = self.norm(x)
+        return hidden
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         return F.linear(hidden.to(self.dtype), self.embed_tokens.weight.to(self.dtype)).float()

@@ -1,5 +1,5 @@
-"""Muon for the matrices of the layers, Adam for everything else (Jordan et al. 2024; arXiv 2502.16982):
-on small models about half the tokens that Adam alone needs."""
+"""Muon for the matrices of the layers, Adam for everything else (Jordan et al. 2024; arXiv
+2502.16982): on small models about half the tokens that Adam alone needs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ QUINTIC = (3.4445, -4.7750, 2.0315)
 def orthogonalize(updates: torch.Tensor) -> torch.Tensor:
     """Approximately the nearest orthogonal matrix of each of [n, rows, columns]."""
     a, b, c = QUINTIC
-    x = updates.bfloat16()
+    x: torch.Tensor = updates.bfloat16()
     tall = x.shape[1] > x.shape[2]
     if tall:
         x = x.mT
@@ -21,7 +21,7 @@ def orthogonalize(updates: torch.Tensor) -> torch.Tensor:
     for _ in range(5):
         gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x
-    return (x.mT if tall else x).float()
+    return (x.mT if tall else x).to(torch.float32)
 
 
 class Optimizer:
@@ -45,14 +45,14 @@ class Optimizer:
         for shape, names in self.groups.items():
             updates = []
             for name in names:
-                gradient = self.parameters[name].grad
+                gradient = self.gradient(name)
                 self.moments[name].lerp_(gradient, 0.05)
                 updates.append(gradient.lerp(self.moments[name], 0.95))
             rate = self.matrix_rate * scale * max(1.0, shape[0] / shape[1]) ** 0.5
             for name, update in zip(names, orthogonalize(torch.stack(updates)), strict=True):
                 self.parameters[name].mul_(1 - 0.01 * rate).sub_(update, alpha=rate)
         for name in self.others:
-            gradient, weight = self.parameters[name].grad, self.parameters[name]
+            gradient, weight = self.gradient(name), self.parameters[name]
             first, second = self.moments[name], self.squares[name]
             first.lerp_(gradient, 0.1)
             second.lerp_(gradient.square(), 0.02)
@@ -60,6 +60,11 @@ class Optimizer:
             weight.sub_(first / (1 - 0.9**self.count) / size, alpha=self.rate * scale)
         for weight in self.parameters.values():
             weight.grad = None
+
+    def gradient(self, name: str) -> torch.Tensor:
+        gradient = self.parameters[name].grad
+        assert gradient is not None  # noqa: S101
+        return gradient
 
     def state(self) -> dict[str, torch.Tensor]:
         """Weights and moments, to be saved."""

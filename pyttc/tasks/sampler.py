@@ -1,5 +1,5 @@
-"""Samples Countdown texts from a training model: batched, with the calculator, and no more than that.
-It serves training and its reports; pyttc.Engine is for everything else."""
+"""Samples Countdown texts from a training model: batched, with the calculator, and no more than
+that. It serves training and its reports; pyttc.Engine is for everything else."""
 
 from __future__ import annotations
 
@@ -27,11 +27,13 @@ def sample(
     max_length: int = 128,
     rows: int = 2048,
 ) -> list[str]:
-    """One text for each problem (repeat a problem for several), newline included where it was written.
+    """One text for each problem (repeat a problem for several), newline included where it was
+    written.
 
     Rows advance together, one character a pass; prompts and what the calculator writes are forced.
-    `begun` is what already stands after each prompt. A text ends with its newline, at max_length characters
-    after the examples, or where the calculator refuses a step. temperature 0 takes the likeliest.
+    `begun` is what already stands after each prompt. A text ends with its newline, at max_length
+    characters after the examples, or where the calculator refuses a step. temperature 0 takes the
+    likeliest.
     """
     generator = torch.Generator().manual_seed(seed)
     texts: list[str] = []

@@ -1,9 +1,11 @@
-"""Trains a Countdown model: python -m pyttc.tasks.train_countdown --size base --out DIR --steps 4000
+"""Trains a Countdown model: python -m pyttc.tasks.train_countdown --size base --out DIR --steps
+4000
 
-Everything is seeded: data shard i of seed s is the same everywhere, and a run that is stopped continues
-from its last checkpoint. The learning rate is constant until the last `--decay` steps, so `--steps` may be
-changed when a run is continued, as long as the decay had not begun. Writes DIR/checkpoint.safetensors (weights
-and optimizer), DIR/log.jsonl, and DIR/model.safetensors, a transformers checkpoint's weights.
+Everything is seeded: data shard i of seed s is the same everywhere, and a run that is stopped
+continues from its last checkpoint. The learning rate is constant until the last `--decay` steps, so
+`--steps` may be changed when a run is continued, as long as the decay had not begun. Writes
+DIR/checkpoint.safetensors (weights and optimizer), DIR/log.jsonl and, at the end, DIR/model, a
+transformers checkpoint.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -21,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
+from .checkpoint import save_model
 from .countdown_data import Examples, build
 from .countdown_text import VOCABULARY
 from .llama import Llama, Shape
@@ -33,7 +36,7 @@ SHAPES = {
 SIZES = {3: 0.18, 4: 0.7, 5: 0.12}
 BATCH = 8192  # tokens
 REWARD_WEIGHT = 0.25  # of the label loss beside the text's
-LONG = 2048  # every 17th batch is of rows this long, about 37 solved examples each
+LONG = 2048  # tokens of a long row, about 37 solved examples
 
 
 def shard(cache: Path, seed: int, index: int, count: int) -> Examples:
@@ -50,13 +53,16 @@ def shard(cache: Path, seed: int, index: int, count: int) -> Examples:
         return Examples(*(arrays[name] for name in names))
 
 
-def pack(lengths: np.ndarray, width: int, first: int) -> list[list[int]]:
-    """Rows of examples, each as full as `width` allows: an example goes to the fullest open row that
-    still has room. Examples are numbered from `first`."""
+def pack(lengths: np.ndarray, width: int, first: int, open_count: int) -> list[list[int]]:
+    """Rows of lines, numbered from `first`, each as full as `width` allows: a line goes to the
+    fullest of `open_count` open rows that still has room. What is longer than a row is left out, as
+    are the rows still open at the end."""
     rows: list[list[int]] = []
-    room = np.zeros(128, np.int64)
-    open_rows: list[list[int]] = [[] for _ in range(128)]
+    room = np.zeros(open_count, np.int64)
+    open_rows: list[list[int]] = [[] for _ in range(open_count)]
     for i, length in enumerate(lengths):
+        if length > width:
+            continue
         fits = np.flatnonzero(room >= length)
         at = int(fits[room[fits].argmin()]) if len(fits) else int(room.argmin())
         if not len(fits):
@@ -71,12 +77,13 @@ def pack(lengths: np.ndarray, width: int, first: int) -> list[list[int]]:
 Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
-def batches(examples: Examples, rng: np.random.Generator) -> Iterator[Batch]:
-    """Tokens [rows, width], the distribution of each next token [rows, width, V], 0 where the model does not
-    write, and labels [rows, width] at delimiters, -1 elsewhere; mostly rows of 128, one batch in 17 of
-    rows of LONG."""
+def batches(examples: Examples, rng: np.random.Generator, *, long: bool) -> Iterator[Batch]:
+    """Tokens [rows, width], the distribution of each next token [rows, width, V], 0 where the model
+    does not write, and labels [rows, width] at delimiters, -1 elsewhere. 16 lines in 17 are packed
+    into rows of 128, the others, if `long`, into rows of LONG."""
     lengths = np.diff(examples.starts)
-    # what is to be learnt about the character after each place; the last row of the table is nothing
+    # what is to be learnt about the character after each place; the last row of the table is
+    # nothing
     which = np.full(len(examples.tokens), len(examples.targets), np.int64)
     which[examples.written - 1] = np.arange(len(examples.targets))
     table = np.concatenate([examples.targets, np.zeros((1, len(VOCABULARY)), np.uint8)])
@@ -84,8 +91,10 @@ def batches(examples: Examples, rng: np.random.Generator) -> Iterator[Batch]:
     labels[examples.labels[:, 0]] = examples.labels[:, 1]
     cut = len(lengths) * 16 // 17
     plans = []
-    for width, first, part in ((128, 0, lengths[:cut]), (LONG, cut, lengths[cut:])):
-        rows = pack(part, width, first)
+    for width, first, last, open_count in ((128, 0, cut, 128), (LONG, cut, len(lengths), 4)):
+        if width == LONG and not long:
+            continue
+        rows = pack(lengths[first:last], width, first, open_count)
         rng.shuffle(rows)
         size = BATCH // width
         plans += [(width, rows[i : i + size]) for i in range(0, len(rows) - size + 1, size)]
@@ -115,7 +124,9 @@ def losses_of(
     loss = -(shares * model.logits(hidden).log_softmax(-1)).sum() / shares.sum()
     there = (labels >= 0).float()
     scores = F.linear(hidden, model.reward.weight, model.reward.bias)[..., 0]
-    errors = F.binary_cross_entropy_with_logits(scores, labels.clamp_min(0).float(), reduction="none")
+    errors = F.binary_cross_entropy_with_logits(
+        scores, labels.clamp_min(0).float(), reduction="none"
+    )
     return loss, (errors * there).sum() / there.sum()
 
 
@@ -144,7 +155,8 @@ def train(options: argparse.Namespace) -> None:
 
     workers = ProcessPoolExecutor(1, mp_context=get_context("spawn"))
     cache = Path(options.cache)
-    # whole shards are replayed from their order alone: `done` batches of it are skipped after a resume
+    # whole shards are replayed from their order alone: `done` batches of it are skipped after a
+    # resume
     index, done = 0, step
     pending: Future[Examples] = workers.submit(shard, cache, options.seed, 0, options.shard)
     sums = np.zeros(3)
@@ -153,15 +165,16 @@ def train(options: argparse.Namespace) -> None:
         examples = pending.result()
         pending = workers.submit(shard, cache, options.seed, index + 1, options.shard)
         rng = np.random.default_rng([options.seed, index])
-        index += 1
-        for tokens, targets, labels in batches(examples, rng):
+        index, empty = index + 1, True
+        for tokens, targets, labels in batches(examples, rng, long=index > options.long_from):
+            empty = False
             if done:
                 done -= 1
                 continue
             left = (options.steps - step) / max(options.decay, 1)
             scale = min(1.0, (step + 1) / 50, left)
             loss, error = losses(model, tokens, targets, labels)
-            (loss + REWARD_WEIGHT * error).backward()
+            torch.autograd.backward(loss + REWARD_WEIGHT * error)
             optimizer.step(scale)
             step, tokens_seen = step + 1, tokens_seen + tokens.numel()
             sums += loss.item(), floor_of(targets), error.item()
@@ -191,23 +204,27 @@ def train(options: argparse.Namespace) -> None:
                 (out / "partial.safetensors").rename(checkpoint)
             if step == options.steps:
                 break
+        if empty:
+            raise ValueError(f"--shard {options.shard}: too few examples for one batch")
     workers.shutdown(cancel_futures=True)
+    save_model(model, out / "model")
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", choices=SHAPES, default="base")
     parser.add_argument("--out", required=True, help="folder of the run; continued if it holds one")
-    parser.add_argument("--cache", default="/tmp/countdown", help="folder for generated examples")
+    parser.add_argument("--cache", required=True, help="folder for generated examples")
     parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--decay", type=int, default=600, help="steps of linear decay at the end")
     parser.add_argument("--shard", type=int, default=50_000, help="examples generated at a time")
+    parser.add_argument("--long-from", type=int, default=4, help="first shard with long rows")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--log-every", type=int, default=20)
     parser.add_argument("--save-every", type=int, default=100)
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
-    train(parser.parse_args())
+    train(parser.parse_args(arguments))
 
 
 if __name__ == "__main__":
