@@ -8,8 +8,8 @@ MODELS = Path(__file__).resolve().parent.parent / "models"
 def model_names() -> list[str]:
     """The models that come with the package, largest first."""
     folders = [path.parent for path in MODELS.glob("*/model.safetensors")]
-    size = {folder: (folder / "model.safetensors").stat().st_size for folder in folders}
-    return [folder.name for folder in sorted(folders, key=lambda folder: -size[folder])]
+    folders.sort(key=lambda folder: -(folder / "model.safetensors").stat().st_size)
+    return [folder.name for folder in folders]
 
 
 def model_path(name: str) -> Path:

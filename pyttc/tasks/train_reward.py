@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,16 +84,17 @@ def explore(model: Llama, problems: Sequence[Problem], tries: int, seed: int) ->
     return states_of(model, rows, texts)
 
 
-def monte_carlo(model: Llama, states: States, seed: int) -> torch.Tensor:
-    """The share of ROLLOUTS continuations of each state that solve its problem; with the
+def monte_carlo(model: Llama, states: States, chosen: Sequence[int], seed: int) -> torch.Tensor:
+    """The share of ROLLOUTS continuations of each chosen state that solve its problem; with the
     calculator."""
-    again = [i for i, left in enumerate(states.left) if left > 1 for _ in range(ROLLOUTS)]
-    problems = [states.problems[i] for i in again]
-    begun = [states.begun[i] for i in again]
+    left = torch.tensor(states.left)[chosen]
+    share = torch.where(left == 1, states.exact[chosen], 0.0)
+    again = [at for at in range(len(chosen)) if left[at] > 1 for _ in range(ROLLOUTS)]
+    problems = [states.problems[chosen[at]] for at in again]
+    begun = [states.begun[chosen[at]] for at in again]
     texts = sample(model, problems, seed=seed, begun=begun)
-    share = torch.where(torch.tensor(states.left) == 1, states.exact, 0.0)
-    for i, problem, text in zip(again, problems, texts, strict=True):
-        share[i] += verify(prompt(problem), text) / ROLLOUTS
+    for at, problem, text in zip(again, problems, texts, strict=True):
+        share[at] += verify(prompt(problem), text) / ROLLOUTS
     return share
 
 
@@ -140,9 +142,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument(
-        "--problems", type=int, default=1500, help="of four numbers; half as many of three"
+        "--problems", type=int, default=600, help="of four numbers; half as many of three"
     )
     parser.add_argument("--tries", type=int, default=8)
+    parser.add_argument(
+        "--rolled-out", type=int, default=4000, help="states with Monte-Carlo labels"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
@@ -152,9 +157,18 @@ def main() -> None:
     problems += generate(options.problems // 2, 3, seed=options.seed + 7, test=False)
     states = explore(model, problems, options.tries, options.seed)
     held_out = {size: explore(model, test_set(size), 8, options.seed + 10) for size in (3, 4)}
-    heads = {"exact": states.exact, "monte_carlo": monte_carlo(model, states, options.seed + 2)}
-    for name, labels in heads.items():
-        weight, bias = fit(states.hidden, labels)
+    some = random.Random(options.seed)  # noqa: S311
+    every = range(len(states.left))
+    chosen = some.sample(every, min(options.rolled_out, len(every)))
+    heads = {
+        "exact": (states.hidden, states.exact),
+        "monte_carlo": (
+            states.hidden[chosen],
+            monte_carlo(model, states, chosen, options.seed + 2),
+        ),
+    }
+    for name, (hidden, labels) in heads.items():
+        weight, bias = fit(hidden, labels)
         save_file({"weight": weight, "bias": bias}, options.folder / f"reward_{name}.safetensors")
         row = {"head": name, "states": len(labels), "mean_label": round(float(labels.mean()), 3)}
         row |= {f"auc_{size}_numbers": report(s, weight, bias) for size, s in held_out.items()}
