@@ -1,4 +1,5 @@
-"""Builds pyttc._C (CPU, always) and pyttc._cuda (when nvcc is found). Neither needs torch.
+"""Builds pyttc._C (CPU, always) and pyttc._cuda (when nvcc is found). Neither needs torch, and one
+build serves every torch from 2.10 on.
 
 Environment:
     PYTTC_CUDA=0|1|auto     leave CUDA out, require it, or build it when nvcc is found (auto)
@@ -13,21 +14,25 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
+import sysconfig
 import tempfile
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
-from pybind11.setup_helpers import ParallelCompile, Pybind11Extension, naive_recompile
+from pybind11.setup_helpers import Pybind11Extension
 from pybind11.setup_helpers import build_ext as pybind11_build_ext
-from setuptools import setup
+from setuptools import find_packages, setup
 
+AVX2 = ["-mavx2", "-mfma", "-mf16c"]
+AVX512 = [*AVX2, "-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl"]
+AMX = [*AVX512, "-mavx512bf16", "-mamx-tile", "-mamx-bf16"]
+# What files of a name ending so are compiled with, as far as the compiler knows the flags. On
+# another processor it knows none of them, and simd.h then gives plain C++.
 ISA_FLAGS = {
-    "_generic": [],
-    "_avx2": ["-mavx2", "-mfma", "-mf16c"],
-    "_avx512": ["-mavx2", "-mfma", "-mf16c"]
-    + ["-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mprefer-vector-width=512"],
-    "_amx": ["-mavx2", "-mfma", "-mf16c"]
-    + ["-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mavx512bf16"]
-    + ["-mamx-tile", "-mamx-bf16"],
+    "_avx2": AVX2,
+    "_avx512": [*AVX512, "-mprefer-vector-width=512"],
+    "_amx": [*AMX, "-mprefer-vector-width=512"],
 }
 CUDA_ARCHS = os.environ.get("TORCH_CUDA_ARCH_LIST", "8.0;9.0a;10.0+PTX")
 
@@ -53,6 +58,8 @@ def find_nvcc() -> str | None:
 def gencode() -> list[str]:
     flags = []
     for arch in re.split(r"[;, ]+", CUDA_ARCHS.strip()):
+        if not re.fullmatch(r"\d+\.\d[af]?(\+PTX)?", arch):
+            raise SystemExit(f"TORCH_CUDA_ARCH_LIST: got {arch!r}, expected e.g. 8.0;9.0a;10.0+PTX")
         number = arch.replace("+PTX", "").replace(".", "")
         flags += ["-gencode", f"arch=compute_{number},code=sm_{number}"]
         if arch.endswith("+PTX"):
@@ -60,100 +67,170 @@ def gencode() -> list[str]:
     return flags
 
 
+def works(compiler, source: str, *flags: str) -> bool:
+    """Whether a C++ source compiles and links with these flags."""
+    command = getattr(compiler, "compiler_so_cxx", compiler.compiler_so)[:1]
+    with tempfile.TemporaryDirectory() as folder:
+        probe = Path(folder, "probe.cpp")
+        probe.write_text(source)
+        command += [*flags, str(probe), "-o", str(probe.with_suffix(".out"))]
+        try:
+            return subprocess.run(command, capture_output=True).returncode == 0
+        except OSError:
+            return False
+
+
+def known(compiler, flags: list[str]) -> list[str]:
+    """The flags the compiler accepts."""
+    program = "int main() { return 0; }\n"
+    if works(compiler, program, *flags):
+        return flags
+    return [flag for flag in flags if works(compiler, program, flag)]
+
+
+def require_compiler() -> None:
+    """Ends the build with one sentence where nothing can be compiled."""
+    from distutils import ccompiler  # setuptools' copy, which importing setuptools puts in place
+    from distutils import sysconfig as distutils_sysconfig
+
+    compiler = ccompiler.new_compiler()
+    distutils_sysconfig.customize_compiler(compiler)
+    command = getattr(compiler, "compiler_so_cxx", compiler.compiler_so)[0]
+    if not works(compiler, "int main() { return 0; }\n", "-std=c++17"):
+        raise SystemExit(
+            f"pyttc needs a C++17 compiler to build, and {command!r} does not work here: "
+            "install gcc (Debian: apt install g++), or set CC and CXX."
+        )
+    headers = sysconfig.get_path("include")
+    if not works(compiler, "#include <Python.h>\n", "-c", f"-I{headers}"):
+        raise SystemExit(
+            f"pyttc needs Python's C headers to build, and {headers} lacks them: "
+            "install them (Debian: apt install python3-dev)."
+        )
+
+
 class build_ext(pybind11_build_ext):
-    """Adds per-ISA flags by file name, nvcc for .cu files, and one clear error without a compiler."""
+    """Adds per-ISA flags by file name and nvcc for .cu files, and compiles files side by side."""
+
+    def finalize_options(self) -> None:
+        super().finalize_options()
+        if DEV:
+            self.build_temp = "build/dev"  # pip's own is gone after every build
 
     def build_extensions(self) -> None:
-        self.require_compiler()
         compiler = self.compiler
         compiler.src_extensions.append(".cu")
-        compile_cpp = compiler._compile
+        isa_flags = {suffix: known(compiler, flags) for suffix, flags in ISA_FLAGS.items()}
+        for ext in self.extensions:
+            ext.extra_compile_args = known(compiler, ext.extra_compile_args)
+            ext.extra_link_args = known(compiler, ext.extra_link_args)
 
         def compile_one(obj, src, ext, cc_args, extra, pp_opts):
+            if DEV and not outdated(obj):
+                return
             if src.endswith(".cu"):
                 include = [a for a in pp_opts + cc_args if a.startswith(("-I", "-D"))]
                 flags = ["-std=c++17", "-O3", "-lineinfo", "--threads", "2"]
                 flags += ["-Xcompiler", "-fPIC,-fvisibility=hidden", *gencode()]
-                self.spawn([NVCC, *flags, *include, "-c", src, "-o", obj])
+                self.spawn([NVCC, *flags, *include, "-MD", "-c", src, "-o", obj])
                 return
-            stem = os.path.splitext(src)[0]
-            isa = next((flags for suffix, flags in ISA_FLAGS.items() if stem.endswith(suffix)), [])
-            compile_cpp(obj, src, ext, cc_args, [*extra, *isa], pp_opts)
+            stem = Path(src).stem
+            isa = next((flags for suffix, flags in isa_flags.items() if stem.endswith(suffix)), [])
+            compiler._compile(obj, src, ext, [*cc_args, "-MD"], [*extra, *isa], pp_opts)
 
-        compiler._compile = compile_one
+        def compile_all(
+            sources,
+            output_dir=None,
+            macros=None,
+            include_dirs=None,
+            debug=False,
+            extra_preargs=None,
+            extra_postargs=None,
+            depends=None,
+        ):
+            _, objects, extra, pp_opts, build = compiler._setup_compile(
+                output_dir, macros, include_dirs, sources, depends, extra_postargs
+            )
+            cc_args = compiler._get_cc_args(pp_opts, debug, extra_preargs)
+            with ThreadPool(int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)) as pool:
+                work = [(obj, *build[obj], cc_args, extra, pp_opts) for obj in objects]
+                pool.starmap(compile_one, work, chunksize=1)
+            return objects
+
+        compiler.compile = compile_all
         super().build_extensions()
 
-    def require_compiler(self) -> None:
-        command = self.compiler.compiler_so[0]
-        with tempfile.TemporaryDirectory() as folder:
-            probe = Path(folder, "probe.cpp")
-            probe.write_text("int main() { return 0; }\n")
-            try:
-                subprocess.run(
-                    [command, "-c", str(probe), "-o", str(probe.with_suffix(".o"))],
-                    check=True,
-                    capture_output=True,
-                )
-            except (OSError, subprocess.CalledProcessError) as error:
-                raise SystemExit(
-                    f"pyttc needs a C++17 compiler to build, and {command!r} does not work here: "
-                    "install gcc (Debian: apt install g++), or set CC and CXX"
-                ) from error
 
-    def build_extension(self, ext) -> None:
-        if ext.name == "pyttc._cuda":
-            # nvcc may be a wrapper script, so where its static runtime lies has to be asked
-            dry = [NVCC, "--dryrun", ext.sources[0], "-o", os.devnull]
-            log = subprocess.run(dry, capture_output=True, text=True).stderr
-            libraries = " ".join(line for line in log.splitlines() if "LIBRARIES=" in line)
-            ext.extra_link_args += re.findall(r'"(-L[^"]+)"', libraries)
-            ext.extra_link_args += ["-lcudart_static", "-ldl", "-lrt", "-lpthread"]
-        super().build_extension(ext)
+def toolkit() -> tuple[list[str], list[str]]:
+    """nvcc's own -I and -L flags. It may be a wrapper script, so its path does not tell them."""
+    dry = [NVCC, "--dryrun", "-x", "cu", os.devnull]
+    log = subprocess.run(dry, capture_output=True, text=True).stderr
+    flags = {}
+    for name in ("INCLUDES", "LIBRARIES"):
+        line = next((line for line in log.splitlines() if f"{name}=" in line), "")
+        flags[name] = re.findall(r'"(-[IL][^"]+)"', line)
+    return flags["INCLUDES"], flags["LIBRARIES"]
 
 
 def sources(folder: str, *suffixes: str) -> list[str]:
-    return sorted(str(p) for p in Path("csrc", folder).iterdir() if p.suffix in suffixes)
+    return sorted(str(p) for p in Path("csrc", folder).glob("*") if p.suffix in suffixes)
 
 
+def outdated(obj: str) -> bool:
+    """Whether anything an object was made of (the compiler wrote it down beside it) is newer."""
+    made, listing = Path(obj), Path(obj).with_suffix(".d")
+    if not made.exists() or not listing.exists():
+        return True
+    parts = [Path(part) for part in listing.read_text().replace("\\\n", " ").split()[1:]]
+    inputs = [Path("setup.py"), *parts]
+    return any(not p.exists() or p.stat().st_mtime > made.stat().st_mtime for p in inputs)
+
+
+DEV = os.environ.get("PYTTC_DEV") == "1"
 NVCC = find_nvcc()
+DEPENDS = ["setup.py", *map(str, [*Path("csrc").rglob("*.h"), *Path("csrc").rglob("*.cuh")])]
 CFLAGS = shlex.split(os.environ.get("PYTTC_CFLAGS", ""))
-COMPILE = ["-O3", "-g0", "-fno-math-errno", "-Wall", "-Wextra", *CFLAGS]
+# The compiler fuses no multiplication into an addition by itself: bits are the source's business.
+FLOATS = ["-fno-math-errno", "-ffp-contract=off"]
+COMPILE = ["-O3", "-g0", *FLOATS, "-Wall", "-Wextra", *CFLAGS]
 LINK = ["-Wl,-s", *CFLAGS]
+COMMON = {"include_dirs": ["csrc/include"], "depends": DEPENDS, "cxx_std": 17}
 
 extensions = [
     Pybind11Extension(
         "pyttc._C",
         sources("cpu", ".cpp"),
-        include_dirs=["csrc/include"],
-        cxx_std=17,
         extra_compile_args=[*COMPILE, "-fopenmp"],
         extra_link_args=[*LINK, "-fopenmp"],
+        **COMMON,
     )
 ]
 if NVCC and sources("cuda", ".cu"):
+    cuda_include, cuda_libraries = toolkit()
     extensions.append(
         Pybind11Extension(
             "pyttc._cuda",
             sources("cuda", ".cu", ".cpp"),
-            include_dirs=["csrc/include"],
-            cxx_std=17,
-            extra_compile_args=COMPILE,
-            extra_link_args=list(LINK),
-            define_macros=[("PYTTC_ARCHS", f'"{CUDA_ARCHS}"')],
+            extra_compile_args=[*COMPILE, *cuda_include],
+            extra_link_args=[
+                *LINK,
+                *cuda_libraries,
+                "-lcudart_static",
+                "-ldl",
+                "-lrt",
+                "-lpthread",
+            ],
+            define_macros=[("PYTTC_ARCHS", f'"{CUDA_ARCHS}"'), ("PYTTC_MODULE", "_cuda")],
+            **COMMON,
         )
     )
-print(f"pyttc: CUDA {f'with {NVCC} for {CUDA_ARCHS}' if NVCC else 'off'}")
-
-ParallelCompile(
-    "MAX_JOBS",
-    default=os.cpu_count() or 1,
-    **({"needs_recompile": naive_recompile} if os.environ.get("PYTTC_DEV") == "1" else {}),
-).install()
+if not {"egg_info", "dist_info", "sdist"} & set(sys.argv):
+    require_compiler()
 
 setup(
-    packages=["pyttc", "pyttc.ops", "pyttc.tasks", "pyttc.triton_kernels"],
+    packages=["pyttc", *(f"pyttc.{p}" for p in find_packages("pyttc")), "pyttc.triton_kernels"],
     package_dir={"pyttc": "pyttc", "pyttc.triton_kernels": "triton_kernels"},
-    package_data={"pyttc": ["py.typed", "models/*/*"]},
+    package_data={"pyttc": ["py.typed", "*.pyi", "models/*/*"]},
     ext_modules=extensions,
     cmdclass={"build_ext": build_ext},
     zip_safe=False,

@@ -8,7 +8,11 @@ else by the default of its device. Nothing falls back: what cannot be served rai
 
 from __future__ import annotations
 
+import functools
+import importlib
+import importlib.util
 import inspect
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +32,39 @@ class Implementation:
     run: Callable[..., Any]
     device: str | None  # the only device type it serves, None for any
     missing: str | None = None
+
+
+@functools.cache
+def _module(name: str) -> Any:
+    """A submodule of the package, loaded at its first use."""
+    module = importlib.import_module(f"pyttc.{name}")
+    if name == "_cuda":
+        module.bind_torch(torch.Tensor)
+    return module
+
+
+def cuda_module() -> Any:
+    """pyttc._cuda, the CUDA kernels."""
+    return _module("_cuda")
+
+
+def cuda(run: Callable[..., Any]) -> Implementation:
+    """The implementation of an op that calls `cuda_module()`."""
+    built = importlib.util.find_spec("pyttc._cuda") is not None
+    missing = None if built else "this build has no CUDA kernels (no nvcc was found, or PYTTC_CUDA=0)"
+    return Implementation(run, "cuda", missing)
+
+
+def triton(name: str, function: str = "launch") -> Implementation:
+    """The implementation of op `name` in pyttc.triton_kernels: `function` takes the op's arguments."""
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        return getattr(_module(f"triton_kernels.{name}"), function)(*args, **kwargs)
+
+    missing = None if importlib.util.find_spec("triton") else "triton is not installed"
+    # Triton's interpreter runs kernels on host tensors.
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    return Implementation(run, None if interpreted else "cuda", missing)
 
 
 @dataclass
@@ -90,25 +127,54 @@ def register(
     full_name = schema.partition("(")[0]
     name, _, overload = full_name.partition(".")
     op = Op(name, impls, getattr(getattr(torch.ops.pyttc, name), overload or "default"), main)
+    arguments = op.default._schema.arguments
+    names = [argument.name for argument in arguments]
+    in_place = [i for i, a in enumerate(arguments) if a.alias_info and a.alias_info.is_write]
     native = impls["native"].run if "native" in impls else None
     grad_enabled, tensor_type, floats = torch.is_grad_enabled, torch.Tensor, FLOATS
+    increment_version = torch.autograd.graph.increment_version
+
+    def refuse_grad(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        for value in (*args, *kwargs.values()):
+            if isinstance(value, tensor_type) and value.requires_grad:
+                given = dict(zip(names, args, strict=False)) | kwargs
+                raise RuntimeError(
+                    f"{next(key for key in given if given[key] is value)}: got a tensor that requires "
+                    f"grad, but pyttc.{name} has no backward: call it under torch.no_grad(), or pass "
+                    "it detached"
+                )
+
+    def fail_none(args: tuple[Any, ...]) -> None:
+        """torch takes None for any tensor: names the argument."""
+        for argument, value in zip(arguments, args, strict=False):
+            if value is None and str(argument.type) == "Tensor":
+                raise TypeError(f"{argument.name}: got None, expected a tensor") from None
 
     def kernel(*args: Any, impl: str | None = None, **kwargs: Any) -> Any:
         if grad_enabled():
-            for value in args:
-                if isinstance(value, tensor_type) and value.requires_grad:
-                    raise RuntimeError(
-                        f"pyttc.{name} has no backward and an argument requires grad: "
-                        "call it under torch.no_grad(), or pass it detached"
-                    )
-        check(*args, **kwargs)
+            refuse_grad(args, kwargs)
+        try:
+            check(*args, **kwargs)
+        except AttributeError:
+            fail_none(args)
+            raise
         tensor = args[main]
         if impl is None and native is not None and tensor.is_cpu and tensor.dtype in floats:
-            return native(*args, **kwargs)
-        return op.choose(impl, tensor).run(*args, **kwargs)
+            result = native(*args, **kwargs)
+        else:
+            result = op.choose(impl, tensor).run(*args, **kwargs)
+        if in_place:  # so that autograd notices when a tensor it saved was written
+            increment_version([args[i] for i in in_place])
+        return result
 
     def fake_kernel(*args: Any, impl: str | None = None, **kwargs: Any) -> Any:
-        check(*args, **kwargs)
+        if grad_enabled():
+            refuse_grad(args, kwargs)
+        try:
+            check(*args, **kwargs)
+        except AttributeError:
+            fail_none(args)
+            raise
         return fake(*args, **kwargs)
 
     library.impl(full_name, kernel, "CPU")
@@ -140,8 +206,9 @@ def explain(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Explanation:
         fn: an op of this package, such as `pyttc.topk_score`.
         *args, **kwargs: the arguments of the call, `impl=` among them if it would be given.
     """
-    op = ops.get(getattr(fn, "__name__", ""))
-    if op is None:
+    name = getattr(fn, "__name__", "")
+    op = ops.get(name)
+    if op is None or fn.__module__ != f"{__package__}.ops.{name}":
         raise ValueError(f"fn: got {fn!r}, expected one of the ops {', '.join(sorted(ops))}")
     bound = inspect.signature(fn).bind(*args, **kwargs)
     tensor = bound.arguments[list(inspect.signature(fn).parameters)[op.main]]

@@ -46,12 +46,16 @@ Isa detect() {
   if (!osxsave || !fma || !f16c || !avx || (xcr0() & 0x6) != 0x6) return Isa::generic;
   if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return Isa::generic;
   const bool avx2 = b >> 5 & 1;
-  const bool avx512 = (b >> 16 & 1) && (b >> 17 & 1) && (b >> 30 & 1) && (b >> 31 & 1);  // F DQ BW VL
-  const bool amx = (d >> 24 & 1) && (d >> 22 & 1);                                      // TILE BF16
+  const bool avx512 =
+      (b >> 16 & 1) && (b >> 17 & 1) && (b >> 30 & 1) && (b >> 31 & 1);  // F DQ BW VL
+  const bool amx = (d >> 24 & 1) && (d >> 22 & 1);                       // TILE BF16
   if (!avx2) return Isa::generic;
   if (!avx512 || (xcr0() & 0xe6) != 0xe6) return Isa::avx2;
   unsigned a1 = 0, b1, c1, d1;
   const bool avx512_bf16 = __get_cpuid_count(7, 1, &a1, &b1, &c1, &d1) && (a1 >> 5 & 1);
+#if defined(PYTTC_EMULATE_AMX)  // amx.h brings its own tiles
+  return avx512_bf16 ? Isa::amx : Isa::avx512;
+#endif
   if (!amx || !avx512_bf16 || (xcr0() & 0x60000) != 0x60000 || !tiles_permitted())
     return Isa::avx512;
   return Isa::amx;

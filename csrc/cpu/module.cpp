@@ -1,8 +1,7 @@
-// pyttc._C: the native CPU kernels. pyttc/ops holds each op's definition; the functions here take
-// tensors whose shapes, dtypes and strides were checked there, and outputs to fill.
-#include "module.h"
-
+// pyttc._C: the native CPU kernels, bound. The only file of them that knows Python.
+#include "binding.h"
 #include "isa.h"
+#include "ops.h"
 #include "philox.h"
 
 PYBIND11_MODULE(_C, m) {
@@ -12,7 +11,18 @@ PYBIND11_MODULE(_C, m) {
   m.def("isa_of_machine", [] { return isa_name(isa_of_machine()); });
   m.def("philox", [](uint64_t key, uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3) {
     const Philox r = philox(key, c0, c1, c2, c3);
-    return py::make_tuple(r.word[0], r.word[1], r.word[2], r.word[3]);
+    return pybind11::make_tuple(r.word[0], r.word[1], r.word[2], r.word[3]);
   });
-  bind_merge_states(m);
+
+  const auto unlocked = pybind11::call_guard<pybind11::gil_scoped_release>();
+  m.def("copy_pages", &copy_pages, unlocked);
+  m.def("lm_head_topk", &lm_head_topk, unlocked);
+  m.def("lm_head_topk_sample", &lm_head_topk_sample, unlocked);
+  m.def("merge_states", &merge_states, unlocked);
+  m.def("prefix_tree_attention", &prefix_tree_attention, unlocked);
+  m.def("sample", &sample, unlocked);
+  m.def("select_beams", &select_beams, unlocked);
+  m.def("shared_prefix_attention", &shared_prefix_attention, unlocked);
+  m.def("store_kv", &store_kv, unlocked);
+  m.def("topk_score", &topk_score, unlocked);
 }

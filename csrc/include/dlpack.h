@@ -1,5 +1,6 @@
-// The part of the DLPack 1.x ABI that torch.Tensor.__dlpack_c_exchange_api__ speaks, declared here so
-// that building needs no torch. Layouts follow the DLPack specification (github.com/dmlc/dlpack).
+// The part of the DLPack 1.x ABI that torch.Tensor.__dlpack_c_exchange_api__ speaks, declared here
+// so that building needs no torch. Layouts follow the DLPack specification
+// (github.com/dmlc/dlpack).
 #pragma once
 #include <cstdint>
 
@@ -39,7 +40,8 @@ struct Version {
 struct ExchangeApi {
   Version version;
   ExchangeApi* previous;
-  int (*managed_tensor_allocator)(Tensor*, void**, void*, void (*)(void*, const char*, const char*));
+  int (*managed_tensor_allocator)(Tensor*, void**, void*,
+                                  void (*)(void*, const char*, const char*));
   int (*managed_tensor_from_py_object)(void*, void**);
   int (*managed_tensor_to_py_object)(void*, void**);
   int (*tensor_from_py_object)(void* py_object, Tensor* out);  // a borrowed view: may be null

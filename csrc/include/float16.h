@@ -1,5 +1,5 @@
-// 16-bit floats as storage types, converted one value at a time. Kernels that convert whole vectors use
-// simd.h; both round to nearest even.
+// 16-bit floats as storage types, converted one value at a time. Kernels that convert whole vectors
+// use simd.h; both round to nearest even.
 #pragma once
 #include <cstdint>
 #include <cstring>

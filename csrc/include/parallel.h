@@ -1,5 +1,6 @@
-// A parallel loop over independent items on the OpenMP threads that torch uses too. How items fall to
-// threads never shows in a result: each writes its own outputs, and reductions have a fixed order.
+// A parallel loop over independent items on the OpenMP threads that torch uses too. How items fall
+// to threads never shows in a result: each writes its own outputs, and reductions have a fixed
+// order.
 #pragma once
 #include <cstdint>
 

@@ -1,5 +1,6 @@
-// Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011): a counter-based
-// generator, so that a draw is a pure function of (seed, path, position, draw, purpose) and of nothing else.
+// Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011): a
+// counter-based generator, so that a draw is a pure function of (seed, path, position, draw,
+// purpose) and of nothing else.
 #pragma once
 #include <cstdint>
 

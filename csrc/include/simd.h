@@ -1,12 +1,15 @@
-// One vector of floats, `vf`, at the width of the instruction set a file is compiled for, and the few
-// operations the kernels need. Everything has internal linkage and nothing is taken from std::, so that
-// the linker can never hand AVX-512 code to a machine without it.
+// One vector of floats, `vf`, at the width of the instruction set a file is compiled for, and the
+// few operations the kernels need. Everything has internal linkage and nothing is taken from std::,
+// so that the linker can never hand AVX-512 code to a machine without it.
 //
 //   PYTTC_ISA(name)   name_avx512, name_avx2 or name_generic: what a per-ISA file exports
 #pragma once
 #include "float16.h"
 
 #if defined(__AVX2__)
+// gcc 12 warns of its own AVX-512 header.
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #include <immintrin.h>
 #endif
 
@@ -28,8 +31,12 @@ constexpr float kInf = __builtin_inff();
 #if defined(__AVX512F__)
 
 constexpr int W = 16;
-struct vf { __m512 v; };
-struct vmask { __mmask16 m; };
+struct vf {
+  __m512 v;
+};
+struct vmask {
+  __mmask16 m;
+};
 
 inline vf set1(float x) { return {_mm512_set1_ps(x)}; }
 inline vf load(const float* p) { return {_mm512_loadu_ps(p)}; }
@@ -41,6 +48,22 @@ inline vf load(const f16* p) {
   return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
 }
 inline void store(float* p, vf a) { _mm512_storeu_ps(p, a.v); }
+inline void store(bf16* p, vf a) {
+  const __m512i u = _mm512_castps_si512(a.v),
+                odd = _mm512_and_si512(_mm512_srli_epi32(u, 16), _mm512_set1_epi32(1));
+  __m512i r =
+      _mm512_srli_epi32(_mm512_add_epi32(_mm512_add_epi32(u, _mm512_set1_epi32(0x7fff)), odd), 16);
+  r = _mm512_mask_mov_epi32(r, _mm512_cmp_ps_mask(a.v, a.v, _CMP_UNORD_Q),
+                            _mm512_set1_epi32(0x7fc0));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(r));
+}
+inline void store(f16* p, vf a) {  // a NaN keeps its sign alone, as in float16.h
+  const __m512 sign = _mm512_and_ps(a.v, _mm512_set1_ps(-0.f));
+  const __m512 nan = _mm512_or_ps(sign, _mm512_set1_ps(__builtin_nanf("")));
+  a.v = _mm512_mask_mov_ps(a.v, _mm512_cmp_ps_mask(a.v, a.v, _CMP_UNORD_Q), nan);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
+                      _mm512_cvtps_ph(a.v, _MM_FROUND_TO_NEAREST_INT));
+}
 inline vf operator+(vf a, vf b) { return {_mm512_add_ps(a.v, b.v)}; }
 inline vf operator-(vf a, vf b) { return {_mm512_sub_ps(a.v, b.v)}; }
 inline vf operator*(vf a, vf b) { return {_mm512_mul_ps(a.v, b.v)}; }
@@ -49,7 +72,9 @@ inline vf fnma(vf a, vf b, vf c) { return {_mm512_fnmadd_ps(a.v, b.v, c.v)}; }  
 // b where a is not greater, so also where either is NaN.
 inline vf max(vf a, vf b) { return {_mm512_max_ps(a.v, b.v)}; }
 inline vf min(vf a, vf b) { return {_mm512_min_ps(a.v, b.v)}; }
-inline vf round(vf a) { return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
+inline vf round(vf a) {
+  return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
+}
 inline vmask operator>(vf a, vf b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_GT_OQ)}; }
 inline vmask operator>=(vf a, vf b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_GE_OQ)}; }
 inline vmask is_nan(vf a) { return {_mm512_cmp_ps_mask(a.v, a.v, _CMP_UNORD_Q)}; }
@@ -61,8 +86,12 @@ inline vf scale2(vf a, vf n) { return {_mm512_scalef_ps(a.v, n.v)}; }  // a * 2^
 #elif defined(__AVX2__)
 
 constexpr int W = 8;
-struct vf { __m256 v; };
-struct vmask { __m256 m; };
+struct vf {
+  __m256 v;
+};
+struct vmask {
+  __m256 m;
+};
 
 inline vf set1(float x) { return {_mm256_set1_ps(x)}; }
 inline vf load(const float* p) { return {_mm256_loadu_ps(p)}; }
@@ -74,6 +103,23 @@ inline vf load(const f16* p) {
   return {_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))};
 }
 inline void store(float* p, vf a) { _mm256_storeu_ps(p, a.v); }
+inline void store(bf16* p, vf a) {
+  const __m256i u = _mm256_castps_si256(a.v),
+                odd = _mm256_and_si256(_mm256_srli_epi32(u, 16), _mm256_set1_epi32(1));
+  __m256i r =
+      _mm256_srli_epi32(_mm256_add_epi32(_mm256_add_epi32(u, _mm256_set1_epi32(0x7fff)), odd), 16);
+  const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(a.v, a.v, _CMP_UNORD_Q));
+  r = _mm256_blendv_epi8(r, _mm256_set1_epi32(0x7fc0), nan);
+  const __m128i packed =
+      _mm_packus_epi32(_mm256_castsi256_si128(r), _mm256_extracti128_si256(r, 1));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), packed);
+}
+inline void store(f16* p, vf a) {  // a NaN keeps its sign alone, as in float16.h
+  const __m256 sign = _mm256_and_ps(a.v, _mm256_set1_ps(-0.f));
+  const __m256 nan = _mm256_or_ps(sign, _mm256_set1_ps(__builtin_nanf("")));
+  a.v = _mm256_blendv_ps(a.v, nan, _mm256_cmp_ps(a.v, a.v, _CMP_UNORD_Q));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(a.v, _MM_FROUND_TO_NEAREST_INT));
+}
 inline vf operator+(vf a, vf b) { return {_mm256_add_ps(a.v, b.v)}; }
 inline vf operator-(vf a, vf b) { return {_mm256_sub_ps(a.v, b.v)}; }
 inline vf operator*(vf a, vf b) { return {_mm256_mul_ps(a.v, b.v)}; }
@@ -81,7 +127,9 @@ inline vf fma(vf a, vf b, vf c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
 inline vf fnma(vf a, vf b, vf c) { return {_mm256_fnmadd_ps(a.v, b.v, c.v)}; }
 inline vf max(vf a, vf b) { return {_mm256_max_ps(a.v, b.v)}; }
 inline vf min(vf a, vf b) { return {_mm256_min_ps(a.v, b.v)}; }
-inline vf round(vf a) { return {_mm256_round_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
+inline vf round(vf a) {
+  return {_mm256_round_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
+}
 inline vmask operator>(vf a, vf b) { return {_mm256_cmp_ps(a.v, b.v, _CMP_GT_OQ)}; }
 inline vmask operator>=(vf a, vf b) { return {_mm256_cmp_ps(a.v, b.v, _CMP_GE_OQ)}; }
 inline vmask is_nan(vf a) { return {_mm256_cmp_ps(a.v, a.v, _CMP_UNORD_Q)}; }
@@ -106,8 +154,12 @@ inline vf scale2(vf a, vf n) {
 constexpr int W = 4;
 typedef float v4 __attribute__((vector_size(16)));
 typedef int32_t m4 __attribute__((vector_size(16)));
-struct vf { v4 v; };
-struct vmask { m4 m; };
+struct vf {
+  v4 v;
+};
+struct vmask {
+  m4 m;
+};
 
 inline vf set1(float x) { return {v4{x, x, x, x}}; }
 inline vf load(const float* p) {
@@ -115,9 +167,19 @@ inline vf load(const float* p) {
   __builtin_memcpy(&a, p, 16);
   return a;
 }
-inline vf load(const bf16* p) { return {v4{to_float(p[0]), to_float(p[1]), to_float(p[2]), to_float(p[3])}}; }
-inline vf load(const f16* p) { return {v4{to_float(p[0]), to_float(p[1]), to_float(p[2]), to_float(p[3])}}; }
+inline vf load(const bf16* p) {
+  return {v4{to_float(p[0]), to_float(p[1]), to_float(p[2]), to_float(p[3])}};
+}
+inline vf load(const f16* p) {
+  return {v4{to_float(p[0]), to_float(p[1]), to_float(p[2]), to_float(p[3])}};
+}
 inline void store(float* p, vf a) { __builtin_memcpy(p, &a, 16); }
+inline void store(bf16* p, vf a) {
+  for (int i = 0; i < W; ++i) from_float(a.v[i], p[i]);
+}
+inline void store(f16* p, vf a) {
+  for (int i = 0; i < W; ++i) from_float(a.v[i], p[i]);
+}
 inline vf operator+(vf a, vf b) { return {a.v + b.v}; }
 inline vf operator-(vf a, vf b) { return {a.v - b.v}; }
 inline vf operator*(vf a, vf b) { return {a.v * b.v}; }
@@ -134,9 +196,7 @@ inline vf round(vf a) {  // to nearest even; a whole number already if it has no
   const vf magnitude = max(a, {-a.v});
   return select(set1(0x1p22f) > magnitude, whole, a);
 }
-inline unsigned bits(vmask m) {
-  return (m.m[0] & 1) | (m.m[1] & 2) | (m.m[2] & 4) | (m.m[3] & 8);
-}
+inline unsigned bits(vmask m) { return (m.m[0] & 1) | (m.m[1] & 2) | (m.m[2] & 4) | (m.m[3] & 8); }
 inline vmask from_bits(unsigned bits) {
   const m4 lane = {1, 2, 4, 8}, all = {int(bits), int(bits), int(bits), int(bits)};
   return {(all & lane) == lane};
@@ -146,7 +206,8 @@ inline vf scale2(vf a, vf n) {
   vf r;
   for (int i = 0; i < W; ++i) {
     const int whole = static_cast<int>(n.v[i]), half = whole >> 1;
-    r.v[i] = a.v[i] * bits_float(uint32_t(half + 127) << 23) * bits_float(uint32_t(whole - half + 127) << 23);
+    r.v[i] = a.v[i] * bits_float(uint32_t(half + 127) << 23) *
+             bits_float(uint32_t(whole - half + 127) << 23);
   }
   return r;
 }
@@ -163,16 +224,6 @@ inline vf load_n(const T* p, int n, float fill = 0.f) {
   return load(lane);
 }
 
-inline void store(bf16* p, vf a) {
-  float lane[W];
-  store(lane, a);
-  for (int i = 0; i < W; ++i) from_float(lane[i], p[i]);
-}
-inline void store(f16* p, vf a) {
-  float lane[W];
-  store(lane, a);
-  for (int i = 0; i < W; ++i) from_float(lane[i], p[i]);
-}
 template <class T>
 inline void store_n(T* p, vf a, int n) {
   float lane[W];
@@ -196,7 +247,8 @@ inline float hmax(vf a) {
   return lane[0];
 }
 
-// exp(r) for |r| <= ln(2)/2: minimax in relative error (3e-9 before rounding, 6.2e-8 after), exact at 0.
+// exp(r) for |r| <= ln(2)/2: minimax in relative error (3e-9 before rounding, 6.2e-8 after), exact
+// at 0.
 inline vf exp_reduced(vf r) {
   vf p = set1(0x1.6a2344p-10f);
   p = fma(p, r, set1(0x1.123a6ap-7f));
@@ -208,8 +260,8 @@ inline vf exp_reduced(vf r) {
 }
 
 constexpr float kLog2e = 0x1.715476p+0f;
-constexpr float kLn2High = 0x1.62e4p-1f;       // few bits, so that n * kLn2High is exact
-constexpr float kLn2Low = 0x1.7f7d1cp-20f;     // ln(2) - kLn2High
+constexpr float kLn2High = 0x1.62e4p-1f;    // few bits, so that n * kLn2High is exact
+constexpr float kLn2Low = 0x1.7f7d1cp-20f;  // ln(2) - kLn2High
 
 // exp, about 1 ulp: exp(-inf) = 0, NaN stays NaN, no overflow check beyond infinity's own.
 inline vf exp(vf x) {

@@ -1,10 +1,9 @@
-// Views of torch tensors without torch: shape, strides and data read through DLPack's C exchange API.
-// Shapes, dtypes and strides were checked by pyttc/ops before a call comes here; what is checked in
-// C++ is what only the data can tell (lengths, indices).
+// Tensors as the kernels see them: shape, strides and data, read through DLPack. Nothing here knows
+// torch or Python. Shapes, dtypes and strides were checked by pyttc/ops before a call comes here;
+// what is checked in C++ is what only the data can tell (lengths, indices).
 #pragma once
-#include <pybind11/pybind11.h>
-
 #include <cstdint>
+#include <optional>
 #include <stdexcept>
 #include <string>
 
@@ -13,32 +12,12 @@
 
 namespace pyttc {
 
-namespace py = pybind11;
-
-inline const dlpack::ExchangeApi*& exchange_api() {
-  static const dlpack::ExchangeApi* api = nullptr;
-  return api;
-}
-
-inline void bind_torch(py::object tensor_type) {
-  py::object capsule = tensor_type.attr("__dlpack_c_exchange_api__");
-  auto* api = static_cast<const dlpack::ExchangeApi*>(
-      PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api"));
-  if (!api) throw py::error_already_set();
-  if (api->version.major != dlpack::kMajorVersion || !api->tensor_from_py_object)
-    throw py::import_error("this torch speaks another major version of the DLPack exchange API");
-  exchange_api() = api;
-}
-
 enum class DType { f32, bf16, f16, i32, i64, u8 };
 
-// Borrowed for the length of a call: the Python caller holds the tensor.
+// Borrowed for the length of a call: the caller holds the tensor.
 struct Tensor {
   dlpack::Tensor t;
 
-  explicit Tensor(py::handle h) {
-    if (exchange_api()->tensor_from_py_object(h.ptr(), &t)) throw py::error_already_set();
-  }
   int64_t size(int i) const { return t.shape[i]; }
   int64_t stride(int i) const { return t.strides[i]; }
   int64_t numel() const {
@@ -53,17 +32,25 @@ struct Tensor {
   DType dtype() const {
     using namespace dlpack;
     switch (t.dtype.code * 256 + t.dtype.bits) {
-      case kFloat * 256 + 32: return DType::f32;
-      case kBfloat * 256 + 16: return DType::bf16;
-      case kFloat * 256 + 16: return DType::f16;
-      case kInt * 256 + 32: return DType::i32;
-      case kInt * 256 + 64: return DType::i64;
+      case kFloat * 256 + 32:
+        return DType::f32;
+      case kBfloat * 256 + 16:
+        return DType::bf16;
+      case kFloat * 256 + 16:
+        return DType::f16;
+      case kInt * 256 + 32:
+        return DType::i32;
+      case kInt * 256 + 64:
+        return DType::i64;
       case kUint * 256 + 8:
-      case kBool * 256 + 8: return DType::u8;
+      case kBool * 256 + 8:
+        return DType::u8;
     }
-    throw py::type_error("unsupported dtype");
+    throw std::invalid_argument("unsupported dtype");
   }
 };
+
+using OptionalTensor = std::optional<Tensor>;
 
 // An int32 or int64 tensor of any rank up to 2, read element by element as 64 bits.
 struct Indices {
@@ -81,20 +68,25 @@ struct Indices {
   }
 };
 
+// std::invalid_argument is Python's ValueError.
 [[noreturn]] inline void fail(const std::string& name, int64_t at, int64_t got,
                               const std::string& expected) {
-  throw py::value_error(name + ": element " + std::to_string(at) + " is " + std::to_string(got) +
-                        ", expected " + expected);
+  throw std::invalid_argument(name + ": element " + std::to_string(at) + " is " +
+                              std::to_string(got) + ", expected " + expected);
 }
 
 // Calls f(T{}) with the float type behind a dtype.
 template <class F>
 auto dispatch_float(DType dtype, F f) {
   switch (dtype) {
-    case DType::f32: return f(float{});
-    case DType::bf16: return f(bf16{});
-    case DType::f16: return f(f16{});
-    default: throw py::type_error("dtype must be float32, bfloat16 or float16");
+    case DType::f32:
+      return f(float{});
+    case DType::bf16:
+      return f(bf16{});
+    case DType::f16:
+      return f(f16{});
+    default:
+      throw std::invalid_argument("dtype must be float32, bfloat16 or float16");
   }
 }
 

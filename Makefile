@@ -1,0 +1,62 @@
+# make demo    the main job: one best-of-64 sampling step, checked and timed against torch
+# make test    the tests
+# Either first makes .venv, if it is not there yet or older than what it is made of.
+#   PYTHON=python3.12       another Python, 3.10 or later
+#   TORCH=torch==2.11.0     another torch, 2.10 or later; the CPU build is enough
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+VENV := .venv
+RUN := $(VENV)/bin/python -m
+PIP := $(RUN) pip --disable-pip-version-check install --quiet
+CPP := git ls-files '*.cpp' '*.h' '*.cu' '*.cuh'
+# On a machine shared with others a thread that spins for work takes it from them.
+export OMP_WAIT_POLICY ?= passive
+
+.PHONY: demo test nightly bench gpu lint format clean
+
+demo: $(VENV)/built
+	$(RUN) benchmarks.best_of_64
+
+test: $(VENV)/built
+	$(RUN) pytest
+
+# The same tests with far more examples, and those too slow for every push.
+nightly: $(VENV)/built
+	PYTTC_EXAMPLES=10000 PYTTC_INVALID_CALLS=100000 $(RUN) pytest -m "nightly or not gpu"
+
+bench: $(VENV)/built
+	$(RUN) benchmarks.run
+	$(RUN) benchmarks.table
+
+# On a machine with a GPU: tests, the sanitizer's four tools, benchmarks.
+gpu: $(VENV)/built
+	$(RUN) pytest -m gpu
+	for tool in memcheck racecheck initcheck synccheck; do \
+	  PYTTC_LAUNCHES=3 compute-sanitizer --tool $$tool --error-exitcode 1 --target-processes all \
+	    $(RUN) pytest -m gpu -k reference || exit 1; done
+	PYTTC_LAUNCHES=100000 $(RUN) pytest -m gpu -k repeated
+	$(RUN) benchmarks.run
+
+lint: $(VENV)/built
+	$(RUN) ruff check .
+	$(RUN) ruff format --check .
+	$(RUN) mypy
+	$(CPP) | xargs $(VENV)/bin/clang-format --dry-run --Werror
+
+format: $(VENV)/built
+	$(RUN) ruff check --fix .
+	$(RUN) ruff format .
+	$(CPP) | xargs $(VENV)/bin/clang-format -i
+
+clean:
+	rm -rf build dist *.egg-info pyttc/*.so $(VENV)
+
+# torch comes first and alone: the package's build does not need it, and must not choose it.
+$(VENV)/torch:
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) "$(TORCH)"
+	touch $@
+
+$(VENV)/built: $(VENV)/torch constraints.txt pyproject.toml setup.py $(shell find csrc -type f)
+	PYTTC_DEV=1 $(PIP) --constraint constraints.txt --editable ".[test]"
+	touch $@

@@ -1,0 +1,178 @@
+// Bound by the multiply-adds where many rows share a tile, by memory where few do. A tile's keys
+// are turned once so that lanes are tokens (K^T [dim][kTile]) and its values widened once so that
+// lanes are dims (V [kTile][padded]); then both products are the same register block of kRows rows
+// by kVectors vectors, in which every element is one chain of multiply-adds in order, whatever rows
+// stand beside it. Rows go through a tile kBlock at a time so that scores stay in the first-level
+// cache.
+#pragma once
+#include "attention_softmax.h"
+
+namespace pyttc {
+namespace {
+
+constexpr int kRows = 6;
+constexpr int kVectors = W == 16 ? 4 : 2;
+// A score is the sum of runs of this many products: one long chain would round worse than torch's
+// does.
+constexpr int64_t kRun = 16;
+
+template <class T>
+void query(const void* q_, int64_t dim, float* row) {
+  const T* q = static_cast<const T*>(q_);
+  for (int64_t d = 0; d < dim; d += W)
+    store(row + d, d + W <= dim ? load(q + d) : load_n(q + d, static_cast<int>(dim - d)));
+}
+
+template <class T>
+void pack(const void* const* k, const void* const* v, int begin, int end, int64_t dim,
+          int64_t padded, void* k_packed, void* v_packed) {
+  float *kt = static_cast<float*>(k_packed), *vp = static_cast<float*>(v_packed);
+  const vf small = set1(kSmall);
+  const int64_t whole = dim / W * W;
+  for (int t = begin / W * W; t < end; t += W) {
+    // Rows that are not there repeat one that is; their scores are never looked at.
+    const T* row[W];
+    for (int i = 0; i < W; ++i) {
+      const int at = t + i < begin ? begin : t + i < end ? t + i : end - 1;
+      row[i] = static_cast<const T*>(k[at]);
+    }
+    vf x[W];
+    int64_t d = 0;
+    for (; d < whole; d += W) {
+      for (int i = 0; i < W; ++i) x[i] = load(row[i] + d);
+      transpose(x);
+      for (int i = 0; i < W; ++i) store(kt + (d + i) * kTile + t, x[i]);
+    }
+    const int rest = static_cast<int>(dim - d);
+    if (!rest) continue;
+    for (int i = 0; i < W; ++i) x[i] = load_n(row[i] + d, rest);
+    transpose(x);
+    for (int i = 0; i < rest; ++i) store(kt + (d + i) * kTile + t, x[i]);
+  }
+  for (int t = begin; t < end; ++t) {
+    const T* row = static_cast<const T*>(v[t]);
+    float* to = vp + t * padded;
+    for (int64_t d = 0; d < whole; d += W) store(to + d, small * load(row + d));
+    if (whole < dim) store(to + whole, small * load_n(row + whole, static_cast<int>(dim - whole)));
+  }
+}
+
+// acc[r][v] += a[r][k] * b[k][v] for k in [k0, k1), in order.
+template <int R, int V>
+inline void multiply(const float* a, int64_t lda, const float* b, int64_t ldb, int64_t k0,
+                     int64_t k1, vf (&acc)[R][V]) {
+  for (int64_t k = k0; k < k1; ++k) {
+    vf x[V];
+    for (int v = 0; v < V; ++v) x[v] = load(b + k * ldb + v * W);
+    for (int r = 0; r < R; ++r) {
+      const vf y = set1(a[r * lda + k]);
+      for (int v = 0; v < V; ++v) acc[r][v] = fma(y, x[v], acc[r][v]);
+    }
+  }
+}
+
+// A block of R rows against one tile, before and after the softmax.
+template <int R, int V>
+void scores(const float* q, int64_t padded, const float* kt, int64_t dim, float* s) {
+  for (int64_t d = 0; d < dim; d += kRun) {
+    vf acc[R][V];
+    for (int r = 0; r < R; ++r)
+      for (int v = 0; v < V; ++v) acc[r][v] = zero();
+    multiply(q, padded, kt, kTile, d, d + kRun < dim ? d + kRun : dim, acc);
+    for (int r = 0; r < R; ++r)
+      for (int v = 0; v < V; ++v) {
+        float* at = s + r * kTile + v * W;
+        store(at, d == 0 ? acc[r][v] : load(at) + acc[r][v]);
+      }
+  }
+}
+
+template <int R, int V>
+void values(const float* p, const float* vp, int64_t padded, int begin, int end, const float* alpha,
+            float* o) {
+  vf acc[R][V];
+  for (int r = 0; r < R; ++r)
+    for (int v = 0; v < V; ++v) acc[r][v] = zero();
+  multiply(p, kTile, vp, padded, begin, end, acc);
+  for (int r = 0; r < R; ++r)
+    for (int v = 0; v < V; ++v) {
+      float* at = o + r * padded + v * W;
+      store(at, fma(load(at), set1(alpha[r]), acc[r][v]));
+    }
+}
+
+using Scores = void (*)(const float*, int64_t, const float*, int64_t, float*);
+using Values = void (*)(const float*, const float*, int64_t, int, int, const float*, float*);
+
+#define PYTTC_ROWS(f, v) {f<1, v>, f<2, v>, f<3, v>, f<4, v>, f<5, v>, f<6, v>}
+#if defined(__AVX512F__)
+constexpr Scores kScores[kVectors][kRows] = {PYTTC_ROWS(scores, 1), PYTTC_ROWS(scores, 2),
+                                             PYTTC_ROWS(scores, 3), PYTTC_ROWS(scores, 4)};
+constexpr Values kValues[kVectors][kRows] = {PYTTC_ROWS(values, 1), PYTTC_ROWS(values, 2),
+                                             PYTTC_ROWS(values, 3), PYTTC_ROWS(values, 4)};
+#else
+constexpr Scores kScores[kVectors][kRows] = {PYTTC_ROWS(scores, 1), PYTTC_ROWS(scores, 2)};
+constexpr Values kValues[kVectors][kRows] = {PYTTC_ROWS(values, 1), PYTTC_ROWS(values, 2)};
+#endif
+#undef PYTTC_ROWS
+
+// Calls f(first row, rows) over n rows in blocks of at most kRows, as even as can be.
+template <class F>
+inline void in_blocks(int n, F f) {
+  const int blocks = (n + kRows - 1) / kRows;
+  for (int i = 0, at = 0; i < blocks; ++i) {
+    const int rows = n / blocks + (i < n % blocks);
+    f(at, rows);
+    at += rows;
+  }
+}
+
+void rows(const AttentionRows& a) {
+  alignas(64) float s[kBlock * kTile];
+  float alpha[kBlock + W];
+  const float *kt = static_cast<const float*>(a.k), *vp = static_cast<const float*>(a.v);
+  const int vectors = (a.end + W - 1) / W;
+  for (int64_t at = 0; at < a.rows; at += kBlock) {
+    const int n = static_cast<int>(a.rows - at < kBlock ? a.rows - at : kBlock);
+    const float* q = a.q + at * a.padded;
+    const int* first = a.first ? a.first + at : nullptr;
+    in_blocks(n, [&](int r, int count) {
+      for (int v = 0; v < vectors; v += kVectors) {
+        const int width = vectors - v < kVectors ? vectors - v : kVectors;
+        kScores[width - 1][count - 1](q + r * a.padded, a.padded, kt + v * W, a.dim,
+                                      s + r * kTile + v * W);
+      }
+    });
+    for (int r = 0; r < n; r += W)
+      softmax(s + r * kTile, n - r < W ? n - r : W, a, first ? first + r : nullptr, a.m + at + r,
+              a.l + at + r, alpha + r);
+    // Rows whose windows begin at one token go together: a value no row of a block sees is not
+    // read.
+    for (int r = 0; r < n;) {
+      int next = n, from = a.begin;
+      if (first) {
+        from = first[r];
+        for (next = r + 1; next < n && first[next] == from;) ++next;
+      }
+      if (from < a.end)
+        in_blocks(next - r, [&](int i, int count) {
+          for (int64_t d = 0; d < a.dim; d += kVectors * W) {
+            const int64_t left = (a.dim - d + W - 1) / W;
+            kValues[(left < kVectors ? left : kVectors) - 1][count - 1](
+                s + (r + i) * kTile, vp + d, a.padded, from, a.end, alpha + r + i,
+                a.o + (at + r + i) * a.padded + d);
+          }
+        });
+      r = next;
+    }
+  }
+}
+
+template <class T>
+constexpr AttentionKernels kernels = {query<T>, pack<T>, rows, finish<T>};
+
+}  // namespace
+
+extern const AttentionTable PYTTC_ISA(attention) = {kernels<float>, kernels<bf16>, kernels<f16>};
+
+}  // namespace pyttc

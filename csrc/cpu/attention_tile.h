@@ -1,0 +1,40 @@
+// What attention's planner asks of a kernel: one tile of tokens against all rows that read it.
+#pragma once
+#include <cstdint>
+
+namespace pyttc {
+
+constexpr int kTile = 64;        // tokens
+constexpr int kChunkTiles = 16;  // tiles
+
+// What a kernel does with one tile of one KV head, all query rows below it.
+struct AttentionRows {
+  int64_t rows, dim, padded;  // padded: floats from a row of q or o to the next, a multiple of 16
+  const float* q;             // [rows, padded]
+  const void *k, *v;          // as `pack` left them
+  float *m, *l, *o;  // running maximum, sum, weighted values; m and l with room for 16 more
+  int begin, end;    // the tokens of the tile that exist
+  const int* first;  // per row, the first token inside its window; null: begin for all
+  float scale, softcap;
+};
+
+struct AttentionKernels {
+  // One query row as float32, padded with zeros.
+  void (*query)(const void* q, int64_t dim, float* row);
+  // Tokens [begin, end) of a tile from their rows, for `rows`.
+  void (*pack)(const void* const* k, const void* const* v, int begin, int end, int64_t dim,
+               int64_t padded, void* k_packed, void* v_packed);
+  void (*rows)(const AttentionRows& a);
+  // out = sum over chunks of weight[i] * o[i], divided by `sum`.
+  void (*finish)(const float* const* o, const float* weight, int64_t chunks, float sum, int64_t dim,
+                 void* out);
+};
+
+struct AttentionTable {
+  AttentionKernels f32, bf16, f16;
+};
+
+extern const AttentionTable attention_generic, attention_avx2, attention_avx512;
+extern const AttentionKernels attention_amx;  // bfloat16 only
+
+}  // namespace pyttc

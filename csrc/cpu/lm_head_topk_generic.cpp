@@ -1,0 +1,2 @@
+#define PYTTC_ISA_GENERIC
+#include "lm_head_topk_kernel.h"

@@ -1,9 +1,0 @@
-// One bind_<op> a file: each adds its op's function to the module.
-#pragma once
-#include "tensor.h"
-
-namespace pyttc {
-
-void bind_merge_states(py::module_& m);
-
-}  // namespace pyttc

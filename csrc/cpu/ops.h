@@ -1,0 +1,56 @@
+// The native ops, as pyttc._C offers them: inputs as pyttc/ops checked them, outputs to fill, and
+// the number of threads. Each is defined in the file of its name.
+#pragma once
+#include "per_row.h"
+#include "tensor.h"
+
+namespace pyttc {
+
+void copy_pages(const Tensor& k_pages, const Tensor& v_pages, const Tensor& src, const Tensor& dst,
+                int threads);
+
+void lm_head_topk(const Tensor& hidden, const Tensor& weight, int64_t k, double temperature,
+                  const Tensor& logprobs, const Tensor& indices, const Tensor& logsumexp,
+                  const Tensor& entropy, int threads);
+
+void lm_head_topk_sample(const Tensor& hidden, const Tensor& weight, const Whole& seed,
+                         const Tensor& path_ids, const Tensor& positions, const Reals& temperature,
+                         const Whole& top_k, const Reals& top_p, const Reals& min_p,
+                         const OptionalTensor& mask, int64_t topk, const Tensor& tokens,
+                         const Tensor& logprobs, const Tensor& processed, const Tensor& kept_mass,
+                         const Tensor& entropy, const Tensor& valid, const Tensor& topk_logprobs,
+                         const Tensor& topk_indices, int threads);
+
+void merge_states(const Tensor& out_a, const Tensor& lse_a, const Tensor& out_b,
+                  const Tensor& lse_b, const Tensor& out, const Tensor& lse, int threads);
+
+void prefix_tree_attention(const Tensor& q, const Tensor& k_pages, const Tensor& v_pages,
+                           const Tensor& parents, const Tensor& page_offsets,
+                           const Tensor& page_ids, const Tensor& lengths, const Tensor& leaves,
+                           double scale, int64_t window, double softcap, const Tensor& out,
+                           const Tensor& lse, int threads);
+
+void sample(const Tensor& logits, const Whole& seed, const Tensor& path_ids,
+            const Tensor& positions, const Reals& temperature, const Whole& top_k,
+            const Reals& top_p, const Reals& min_p, const OptionalTensor& mask, int64_t topk,
+            const Tensor& tokens, const Tensor& logprobs, const Tensor& processed,
+            const Tensor& kept_mass, const Tensor& entropy, const Tensor& valid,
+            const Tensor& topk_logprobs, const Tensor& topk_indices, int threads);
+
+void select_beams(const Tensor& scores, const Tensor& logprobs, const Tensor& tokens,
+                  const Tensor& groups, int64_t width, const OptionalTensor& bonus,
+                  const OptionalTensor& length, double length_penalty, const Tensor& parents,
+                  const Tensor& best_tokens, const Tensor& best_scores, int threads);
+
+void shared_prefix_attention(const Tensor& q, const Tensor& k_prefix, const Tensor& v_prefix,
+                             const Tensor& k_suffix, const Tensor& v_suffix,
+                             const Tensor& suffix_lens, const OptionalTensor& prefix_lens,
+                             double scale, const Tensor& out, const Tensor& lse, int threads);
+
+void store_kv(const Tensor& k, const Tensor& v, const Tensor& k_pages, const Tensor& v_pages,
+              const Tensor& slots, int threads);
+
+void topk_score(const Tensor& logits, int64_t k, double temperature, const Tensor& logprobs,
+                const Tensor& indices, const Tensor& logsumexp, const Tensor& entropy, int threads);
+
+}  // namespace pyttc

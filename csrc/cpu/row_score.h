@@ -1,0 +1,69 @@
+// What topk_score and sample share around a scan: a whole row on any number of threads, and the
+// top-k outputs.
+#pragma once
+#include <vector>
+
+#include "parallel.h"
+#include "row_scan.h"
+#include "tensor.h"
+
+namespace pyttc {
+
+constexpr double kLn2 = 0.69314718055994530942;
+
+const RowScanKernels& row_scan_kernels(DType dtype);
+
+// A row of v logits of any float type: in memory, unless a subclass computes what is asked for.
+class Row {
+ public:
+  Row(DType dtype, const void* data, int64_t v)
+      : kernels(row_scan_kernels(dtype)), dtype(dtype), v(v), data_(data) {}
+  virtual ~Row() = default;
+
+  // From where columns [begin, end) can be read as elements begin to end - 1, until the next call.
+  virtual const void* columns(int64_t begin, int64_t end) const;
+  float at(int64_t column) const;
+
+  const RowScanKernels& kernels;
+  const DType dtype;
+  const int64_t v;
+
+ private:
+  const void* data_;
+};
+
+// What one scan found; its buffers are reused by the next.
+struct ScannedRow {
+  std::vector<uint64_t> keys;  // the first `best` are the best columns, best first
+  std::vector<BlockStat> blocks;
+  int64_t best;
+  bool invalid;
+  RowTotals totals;
+
+  // -inf and 0 for an invalid row.
+  float logsumexp() const {
+    return invalid ? -__builtin_inff() : static_cast<float>(kLn2 * (totals.ref + totals.log2_sum));
+  }
+  float entropy() const { return invalid ? 0 : static_cast<float>(totals.entropy); }
+
+  // Scans with up to `threads` threads, which never shows in the result.
+  void scan(const Row& row, const Filter* filter, const Scale& scale, int64_t k, int threads);
+  // The last step of a scan of a row of v columns: what its parts found together.
+  void merge(RowScan* scans, int64_t parts, int64_t v);
+};
+
+// The k best columns of a scanned row and their log-probabilities. Columns at -inf follow in index
+// order; a row that is invalid or has nothing above -inf gives -1 and -inf.
+void write_best(const Row& row, const ScannedRow& scanned, const Scale& scale, int64_t k,
+                float* logprobs, int64_t* indices);
+
+// Rows are independent items if there are enough to go round, else each row is shared out.
+template <class F>
+void parallel_rows(int64_t rows, int threads, F body) {
+  if (rows >= threads)
+    parallel_for(rows, threads, [&](int64_t i) { body(i, 1); });
+  else
+    for (int64_t i = 0; i < rows; ++i) body(i, threads);
+}
+
+}  // namespace pyttc

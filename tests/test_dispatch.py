@@ -1,0 +1,187 @@
+"""Which implementation serves a call: named, refused, explained; on every instruction set; how fast."""
+
+import os
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils._pytree import tree_map_only
+
+import pyttc
+from pyttc import _C
+from pyttc.dispatch import IMPLS, ops
+
+from .common import same, threads
+from .ops import NAMES, fresh, function, sample_inputs, tensors
+
+ROOT = Path(__file__).parent.parent
+LEVELS = ("generic", "avx2", "avx512", "amx")
+
+
+def first(name):
+    """A small call on float32 without `impl`."""
+    return next(
+        fresh(call)
+        for call in sample_inputs(name)
+        if "impl" not in call[1] and call[0][0].dtype == torch.float32 and call[0][0].numel()
+    )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_impl_can_be_named(name):
+    for impl in ("native", "reference"):
+        args, kwargs = first(name)
+        function(name)(*args, **kwargs, impl=impl)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_cannot_be_served_is_refused_with_the_reason(name):
+    args, kwargs = first(name)
+    with pytest.raises(ValueError, match=r"impl: got 'fastest', expected one of reference, native"):
+        function(name)(*args, **kwargs, impl="fastest")
+    for impl in ("triton", "cuda"):
+        reason = ops[name].refusal(impl, args[0])
+        if reason is not None:
+            with pytest.raises(RuntimeError) as refused:
+                function(name)(*args, **kwargs, impl=impl)
+            assert str(refused.value).endswith(reason) and name in str(refused.value)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_float64_is_the_references(name):
+    call = first(name)
+    args, kwargs = tree_map_only(
+        torch.Tensor, lambda t: t.double() if t.is_floating_point() else t, call
+    )
+    function(name)(*args, **kwargs, impl="reference")
+    for impl in (None, "native"):
+        with pytest.raises(RuntimeError, match="float64 needs impl='reference'"):
+            function(name)(*args, **kwargs, impl=impl)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_requires_grad_is_refused_unless_grad_is_off(name):
+    args, kwargs = first(name)
+    args = (args[0].requires_grad_(), *args[1:])
+    with pytest.raises(RuntimeError, match="requires grad, but"):
+        function(name)(*args, **kwargs)
+    with torch.no_grad():
+        function(name)(*args, **kwargs)
+    with torch.inference_mode():
+        function(name)(*args, **kwargs)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_explain(name):
+    fn = function(name)
+    args, kwargs = first(name)
+    found = pyttc.explain(fn, *args, **kwargs)
+    assert found.chosen == "native" and found.why == "the default on cpu"
+    assert set(found.others) == set(IMPLS) - {"native"}
+    assert "can serve this call" in found.others["reference"]
+    assert found.others["cuda"] and found.others["triton"]
+    assert str(found).startswith(f"pyttc.{name}: native would run")
+    named = pyttc.explain(fn, *args, **kwargs, impl="reference")
+    assert named.chosen == "reference" and named.why == "named by impl='reference'"
+    unserved = pyttc.explain(fn, *args, **kwargs, impl="cuda")
+    assert unserved.chosen is None and unserved.why.startswith("named by impl='cuda', but ")
+    double = pyttc.explain(fn, args[0].double(), *args[1:], **kwargs)
+    assert double.chosen is None and "impl='reference'" in double.why
+    elsewhere = pyttc.explain(fn, args[0].to("meta"), *args[1:], **kwargs)
+    assert elsewhere.chosen is None and "the default on meta" in elsewhere.why
+
+
+def test_explain_wants_an_op():
+    for fn in (torch.add, random.sample, None):
+        with pytest.raises(ValueError, match="expected one of the ops"):
+            pyttc.explain(fn, torch.ones(3))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_threads_follow_torch(name):
+    calls, results = sample_inputs(name), []
+    for n in (1, 2, 3, 4):
+        with threads(n):
+            result = []
+            for args, kwargs in map(fresh, calls):
+                result += tensors((function(name)(*args, **kwargs), args))
+        results.append(result)
+    for other in results[1:]:
+        assert all(same(a, b) for a, b in zip(other, results[0], strict=True))
+
+
+SMOKE = """
+import torch
+from pyttc import _C
+from tests.ops import NAMES, fresh, function, sample_inputs, tensors
+
+for name in NAMES:
+    for args, kwargs in sample_inputs(name):
+        if "impl" in kwargs:
+            continue
+        results = []
+        for impl in ("native", "reference"):
+            copies, options = fresh((args, kwargs))
+            results.append(tensors((function(name)(*copies, **options, impl=impl), copies)))
+        for native, reference in zip(*results, strict=True):
+            bound = {torch.bfloat16: 2e-2, torch.float16: 2e-3}.get(args[0].dtype, 1e-4)
+            torch.testing.assert_close(native, reference, rtol=bound, atol=bound, equal_nan=True)
+print(_C.isa())
+"""
+
+
+def smoke(level):
+    environment = {**os.environ, "PYTTC_CPU_ISA": level}
+    command = [sys.executable, "-c", SMOKE]
+    return subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_every_op_on_every_instruction_set(level):
+    done = smoke(level)
+    if LEVELS.index(level) <= LEVELS.index(_C.isa_of_machine()):
+        assert done.returncode == 0 and done.stdout.strip() == level, done.stderr
+    else:
+        assert done.returncode != 0
+        assert f"PYTTC_CPU_ISA={level}: this machine reaches only" in done.stderr
+
+
+def test_an_unknown_instruction_set_is_refused():
+    done = smoke("sse9")
+    assert done.returncode != 0
+    assert "PYTTC_CPU_ISA: got sse9, expected generic, avx2, avx512 or amx" in done.stderr
+
+
+def microseconds(run):
+    best = float("inf")
+    for _ in range(40):
+        start = time.thread_time()
+        for _ in range(100):
+            run()
+        best = min(best, time.thread_time() - start)
+    return best * 1e4
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_overhead_of_a_call(name, capsys):
+    """Beyond allocating its outputs, as decoding calls it: without autograd. The smallest of many
+    repeats; the bound leaves room for a busy machine.
+    """
+    calls = [
+        call
+        for call in sample_inputs(name)
+        if "impl" not in call[1] and call[0][0].dtype == torch.float32 and call[0][0].numel()
+    ]
+    args, kwargs = fresh(min(calls, key=lambda call: sum(t.numel() for t in tensors(call))))
+    fn = function(name)
+    outputs = [(t.shape, t.dtype) for t in tensors(fn(*args, **kwargs))]
+    with threads(1), torch.inference_mode():
+        call = microseconds(lambda: fn(*args, **kwargs))
+        empty = microseconds(lambda: [torch.empty(s, dtype=d) for s, d in outputs])
+    with capsys.disabled():
+        print(f"\n{name}: {call:.1f} us a call, {call - empty:.1f} us over torch.empty", end="")
+    assert call - empty < 15

@@ -1,0 +1,69 @@
+"""Every op, in every overload: torch.library.opcheck, and torch.compile without graph breaks."""
+
+import pytest
+import torch
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch.utils._pytree import tree_flatten
+
+from .common import same
+from .ops import NAMES, Calls, fresh, function, sample_inputs, tensors
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_opcheck(name):
+    """Schema, autograd registration, fake tensors, AOT dispatch with dynamic shapes."""
+    samples = sample_inputs(name)
+    assert len(samples) >= 20
+    overloads = set()
+    for args, kwargs in samples:
+        with Calls() as calls:
+            function(name)(*fresh(args), **fresh(kwargs))
+        assert calls.seen
+        for overload, op_args, op_kwargs in calls.seen:
+            overloads.add(overload._overloadname)
+            torch.library.opcheck(overload, fresh(op_args), fresh(op_kwargs))
+    assert overloads == set(getattr(torch.ops.pyttc, name).overloads())
+
+
+def assert_compiled_is_eager(name, call, backend, dynamic=None):
+    args, kwargs = call
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend(backend)
+    compiled = torch.compile(function(name), backend=counter, fullgraph=True, dynamic=dynamic)
+    eager_call, compiled_call = (fresh(args), fresh(kwargs)), (fresh(args), fresh(kwargs))
+    expected = function(name)(*eager_call[0], **eager_call[1])
+    result = compiled(*compiled_call[0], **compiled_call[1])
+    assert counter.frame_count
+    assert tree_flatten(result)[1] == tree_flatten(expected)[1]
+    for a, b in zip(
+        tensors((result, *compiled_call)), tensors((expected, *eager_call)), strict=True
+    ):
+        assert same(a, b)
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@pytest.mark.parametrize("name", NAMES)
+def test_compile(name, backend):
+    samples = sample_inputs(name)
+    for i in range(0, len(samples), max(1, len(samples) // 3)):
+        assert_compiled_is_eager(name, samples[i], backend)
+        assert_compiled_is_eager(name, samples[i], backend, dynamic=True)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_compile_with_inductor(name):
+    assert_compiled_is_eager(name, sample_inputs(name)[0], "inductor")
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@pytest.mark.parametrize("name", NAMES)
+def test_no_gradient_is_lost_silently(name, backend):
+    """A backward that ends at the op would give None as a gradient: the call is refused instead."""
+    args, kwargs = next(
+        call for call in sample_inputs(name) if call[0][0].is_floating_point() and not call[1]
+    )
+    args = (args[0].detach().clone().requires_grad_(), *args[1:])
+    torch._dynamo.reset()
+    compiled = torch.compile(function(name), backend=backend, fullgraph=True)
+    with pytest.raises(RuntimeError, match="requires grad"):
+        compiled(*args, **kwargs)
