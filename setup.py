@@ -230,7 +230,7 @@ if not {"egg_info", "dist_info", "sdist"} & set(sys.argv):
 setup(
     packages=["pyttc", *(f"pyttc.{p}" for p in find_packages("pyttc")), "pyttc.triton_kernels"],
     package_dir={"pyttc": "pyttc", "pyttc.triton_kernels": "triton_kernels"},
-    package_data={"pyttc": ["py.typed", "*.pyi"]},
+    package_data={"pyttc": ["py.typed", "*.pyi", "models/*/*"]},
     ext_modules=extensions,
     cmdclass={"build_ext": build_ext},
     zip_safe=False,
