@@ -28,8 +28,14 @@ bench: $(VENV)/built
 	$(RUN) benchmarks.run
 	$(RUN) benchmarks.table
 
+# On a machine with a GPU: tests, the sanitizer's four tools, benchmarks.
 gpu: $(VENV)/built
 	$(RUN) pytest -m gpu
+	for tool in memcheck racecheck initcheck synccheck; do \
+	  PYTTC_LAUNCHES=3 compute-sanitizer --tool $$tool --error-exitcode 1 --target-processes all \
+	    $(RUN) pytest -m gpu -k reference || exit 1; done
+	PYTTC_LAUNCHES=100000 $(RUN) pytest -m gpu -k repeated
+	$(RUN) benchmarks.run
 
 lint: $(VENV)/built
 	$(RUN) ruff check .

@@ -1,6 +1,9 @@
 """Test-time compute for PyTorch: many paths from one prefix, sampled, scored and searched at the
 cost of the bytes they do not share."""
 
+import importlib
+from typing import Any
+
 import torch
 
 if not hasattr(torch.Tensor, "__dlpack_c_exchange_api__"):
@@ -28,7 +31,14 @@ from .ops.topk_score import TopKScore, topk_score  # noqa: E402
 from .prefix_tree import PrefixTree  # noqa: E402
 
 __version__ = "0.1.0"
+# These need transformers, which is imported when the first of them is used.
+_ENGINE = ("Cost", "Engine", "LinearHead", "OutOfPages", "Paths", "Unsupported", "register")
 __all__ = [
+    "Cost",
+    "Engine",
+    "LinearHead",
+    "OutOfPages",
+    "Paths",
     "PrefixTree",
     "Sample",
     "TopKScore",
@@ -37,9 +47,21 @@ __all__ = [
     "lm_head_topk",
     "merge_states",
     "prefix_tree_attention",
+    "Unsupported",
+    "copy_pages",
+    "explain",
+    "merge_states",
+    "prefix_tree_attention",
+    "register",
     "sample",
     "select_beams",
     "shared_prefix_attention",
     "store_kv",
     "topk_score",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _ENGINE:
+        return getattr(importlib.import_module(".engine", __name__), name)
+    raise AttributeError(f"module 'pyttc' has no attribute {name!r}")

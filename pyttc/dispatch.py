@@ -8,7 +8,11 @@ else by the default of its device. Nothing falls back: what cannot be served rai
 
 from __future__ import annotations
 
+import functools
+import importlib
+import importlib.util
 import inspect
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +32,39 @@ class Implementation:
     run: Callable[..., Any]
     device: str | None  # the only device type it serves, None for any
     missing: str | None = None
+
+
+@functools.cache
+def _module(name: str) -> Any:
+    """A submodule of the package, loaded at its first use."""
+    module = importlib.import_module(f"pyttc.{name}")
+    if name == "_cuda":
+        module.bind_torch(torch.Tensor)
+    return module
+
+
+def cuda_module() -> Any:
+    """pyttc._cuda, the CUDA kernels."""
+    return _module("_cuda")
+
+
+def cuda(run: Callable[..., Any]) -> Implementation:
+    """The implementation of an op that calls `cuda_module()`."""
+    built = importlib.util.find_spec("pyttc._cuda") is not None
+    missing = None if built else "this build has no CUDA kernels (no nvcc was found, or PYTTC_CUDA=0)"
+    return Implementation(run, "cuda", missing)
+
+
+def triton(name: str, function: str = "launch") -> Implementation:
+    """The implementation of op `name` in pyttc.triton_kernels: `function` takes the op's arguments."""
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        return getattr(_module(f"triton_kernels.{name}"), function)(*args, **kwargs)
+
+    missing = None if importlib.util.find_spec("triton") else "triton is not installed"
+    # Triton's interpreter runs kernels on host tensors.
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    return Implementation(run, None if interpreted else "cuda", missing)
 
 
 @dataclass

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from . import tree_plan
 from .ops import checks
 
 if TYPE_CHECKING:
@@ -19,25 +20,27 @@ if TYPE_CHECKING:
 class PrefixTree:
     """A forest of token runs over a pool of pages, and the paths that end in it.
 
-    Node i holds lengths[i] tokens in the pool pages pages[i], in order, and starts on a page of its own;
-    its last page may be part full and more pages than needed may be listed: what is past its length is
-    never read. A path is the tokens from a root to leaves[n], all of them; positions count from the root.
+    Node i holds lengths[i] tokens in the pool pages pages[i], in order, and starts on a page of its
+    own; its last page may be part full and more pages than needed may be listed: what is past its
+    length is never read. A path is the tokens from a root to leaves[n], all of them; positions
+    count from the root.
 
     Args:
         parents: of each node the node above it, -1 for a root. Any order, no cycles.
         pages: of each node the ids of its pages: at least ceil(lengths[i] / page_size).
         lengths: of each node its number of tokens, 0 allowed.
-        leaves: of each path the node it ends in, -1 for a path without tokens. Nodes may be named by
-            several paths, or by none, and need not be leaves of the forest.
+        leaves: of each path the node it ends in, -1 for a path without tokens. Nodes may be named
+            by several paths, or by none, and need not be leaves of the forest.
         page_size: tokens a page, 1 to 256.
         device: where the tensors are held.
 
-    Each may be a list, a tensor or a numpy array; `pages` a list of them. Everything is checked here
-    but the page ids, which the ops check against the pool. `from_tensors` takes ready tensors unchecked.
+    Each may be a list, a tensor or a numpy array; `pages` a list of them. Everything is checked
+    here but the page ids, which the ops check against the pool. `from_tensors` takes ready tensors
+    unchecked.
 
     Attributes:
-        parents, lengths [nodes], page_offsets [nodes + 1], page_ids, leaves [paths]: int32 tensors; the
-        pages of node i are page_ids[page_offsets[i] : page_offsets[i + 1]].
+        parents, lengths [nodes], page_offsets [nodes + 1], page_ids, leaves [paths]: int32 tensors;
+            the pages of node i are page_ids[page_offsets[i] : page_offsets[i + 1]].
         page_size: int.
 
     Raises:
@@ -50,6 +53,7 @@ class PrefixTree:
     lengths: torch.Tensor
     leaves: torch.Tensor
     page_size: int
+    _host: tuple[torch.Tensor, ...] | None  # the five, on the CPU
 
     def __init__(
         self,
@@ -101,6 +105,7 @@ class PrefixTree:
             ids = torch.tensor([int(p) for p in chain.from_iterable(pages)], dtype=torch.int64)
         offsets = torch.zeros(nodes + 1, dtype=torch.int64)
         torch.cumsum(counts, 0, out=offsets[1:])
+        self._host = up, offsets, ids, tokens, ends
         self.parents, self.lengths, self.leaves, self.page_offsets, self.page_ids = (
             t.to(device, torch.int32) for t in (up, tokens, ends, offsets, ids)
         )
@@ -116,16 +121,33 @@ class PrefixTree:
         leaves: torch.Tensor,
         page_size: int,
     ) -> PrefixTree:
-        """A tree of ready int32 or int64 tensors of one device, held as they are and not checked here:
+        """A tree of ready int32 or int64 tensors of one device, held as they are, not checked here:
         the ops check shapes and dtypes, and on the CPU values too, on every call."""
         tree = cls.__new__(cls)
         tree.parents, tree.page_offsets, tree.page_ids = parents, page_offsets, page_ids
         tree.lengths, tree.leaves, tree.page_size = lengths, leaves, page_size
+        tree._host = None
         return tree
+
+    def plan(self, q: torch.Tensor, k_pages: torch.Tensor) -> list[torch.Tensor]:
+        """The work list of `prefix_tree_attention` on a GPU for these heads: made at the first call and
+        kept, so that all layers of a model share it. A tree made by `from_tensors` of device tensors is
+        read back for it, which waits for the device.
+        """
+        most_paths = tree_plan.paths_of(q.shape[1] // k_pages.shape[2], q.dtype)
+        plans = self.__dict__.setdefault("_plans", {})
+        if most_paths not in plans:
+            if self._host is None:
+                held = self.parents, self.page_offsets, self.page_ids, self.lengths, self.leaves
+                self._host = tuple(t.cpu() for t in held)
+            lists = [t.tolist() for t in self._host]
+            work = tree_plan.build(*lists, page_size=self.page_size, most_paths=most_paths)
+            plans[most_paths] = work.tensors(self.parents.device)
+        return plans[most_paths]
 
     def to(self, device: torch.device | str) -> PrefixTree:
         """The same tree with its tensors on `device`."""
-        return PrefixTree.from_tensors(
+        tree = PrefixTree.from_tensors(
             self.parents.to(device),
             self.page_offsets.to(device),
             self.page_ids.to(device),
@@ -133,6 +155,8 @@ class PrefixTree:
             self.leaves.to(device),
             self.page_size,
         )
+        tree._host = self._host
+        return tree
 
     def __repr__(self) -> str:
         return (

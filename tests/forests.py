@@ -19,7 +19,7 @@ LONG = [1000, 1023, 1024, 1025, 1090, 2050]
 
 @dataclass
 class Forest:
-    """Nodes with their keys and values [tokens, Hkv, D], and paths with their queries [N, Hq, D]."""
+    """Nodes with keys and values [tokens, Hkv, D], and paths with queries [N, Hq, D]."""
 
     parents: list[int]
     k: list[torch.Tensor]
@@ -152,8 +152,8 @@ def assert_close(
     same_dtype: tuple[torch.Tensor, torch.Tensor],
     exact: tuple[torch.Tensor, torch.Tensor],
 ) -> None:
-    """At most twice the error of torch in the same dtype; and a few float32 roundings, since a small
-    case may round better by luck."""
+    """At most twice the error of torch in the same dtype; and a few float32 roundings, since a
+    small case may round better by luck."""
     for x, y, z in zip(got, same_dtype, exact, strict=True):
         assert torch.equal(torch.isinf(x), torch.isinf(z)), "empty paths differ"
         x, y, z = (t.double().masked_fill(torch.isinf(z), 0) for t in (x, y, z))

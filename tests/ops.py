@@ -28,11 +28,11 @@ def _tests_of(name: str) -> Any:
 
 
 def sample_inputs(name: str) -> list[Call]:
-    return _tests_of(name).sample_inputs()
+    return list(_tests_of(name).sample_inputs())
 
 
 def invalid_calls(name: str) -> list[tuple[tuple[Any, ...], dict[str, Any], str]]:
-    return _tests_of(name).invalid_calls()
+    return list(_tests_of(name).invalid_calls())
 
 
 def tensors(values: Any) -> list[torch.Tensor]:

@@ -1,4 +1,4 @@
-"""prefix_tree_attention: right against float64, and to the bit the same however paths are shared."""
+"""prefix_tree_attention: right against float64, and the same bits however paths are shared."""
 
 import os
 import random

@@ -114,12 +114,12 @@ void values(const AttentionRows& a, const bf16* high, const bf16* low, int from,
   }
 }
 
-void rows(const AttentionRows& a) {
+// nothrow: with exception tables the file would hold a symbol that the linker shares with others.
+__attribute__((nothrow)) void rows_on_tiles(const AttentionRows& a) {
   alignas(64) float s[kBlock * kTile];
   alignas(64) bf16 high[(kBlock + 16) * kTile], low[(kBlock + 16) * kTile];
   float alpha[kBlock + W];
   const uint32_t* kt = static_cast<const uint32_t*>(a.k);
-  const Tiles tiles;
   for (int64_t at = 0; at < a.rows; at += kBlock) {
     const int n = static_cast<int>(a.rows - at < kBlock ? a.rows - at : kBlock);
     for (int r = 0; r < n; r += 16) {
@@ -146,6 +146,11 @@ void rows(const AttentionRows& a) {
       r = next;
     }
   }
+}
+
+void rows(const AttentionRows& a) {
+  const Tiles tiles;
+  rows_on_tiles(a);
 }
 
 }  // namespace

@@ -26,23 +26,35 @@ void query(const void* q_, int64_t dim, float* row) {
 template <class T>
 void pack(const void* const* k, const void* const* v, int begin, int end, int64_t dim,
           int64_t padded, void* k_packed, void* v_packed) {
-  const auto piece = [&](const void* row, int64_t d) {
-    const T* x = static_cast<const T*>(row) + d;
-    return d + W <= dim ? load(x) : load_n(x, static_cast<int>(dim - d));
-  };
   float *kt = static_cast<float*>(k_packed), *vp = static_cast<float*>(v_packed);
-  for (int t = begin / W * W; t < end; t += W)
-    for (int64_t d = 0; d < dim; d += W) {
-      vf x[W];
-      for (int i = 0; i < W; ++i)
-        x[i] = t + i >= begin && t + i < end ? piece(k[t + i], d) : zero();
-      transpose(x);
-      const int columns = dim - d < W ? static_cast<int>(dim - d) : W;
-      for (int i = 0; i < columns; ++i) store(kt + (d + i) * kTile + t, x[i]);
-    }
   const vf small = set1(kSmall);
-  for (int t = begin; t < end; ++t)
-    for (int64_t d = 0; d < dim; d += W) store(vp + t * padded + d, small * piece(v[t], d));
+  const int64_t whole = dim / W * W;
+  for (int t = begin / W * W; t < end; t += W) {
+    // Rows that are not there repeat one that is; their scores are never looked at.
+    const T* row[W];
+    for (int i = 0; i < W; ++i) {
+      const int at = t + i < begin ? begin : t + i < end ? t + i : end - 1;
+      row[i] = static_cast<const T*>(k[at]);
+    }
+    vf x[W];
+    int64_t d = 0;
+    for (; d < whole; d += W) {
+      for (int i = 0; i < W; ++i) x[i] = load(row[i] + d);
+      transpose(x);
+      for (int i = 0; i < W; ++i) store(kt + (d + i) * kTile + t, x[i]);
+    }
+    const int rest = static_cast<int>(dim - d);
+    if (!rest) continue;
+    for (int i = 0; i < W; ++i) x[i] = load_n(row[i] + d, rest);
+    transpose(x);
+    for (int i = 0; i < rest; ++i) store(kt + (d + i) * kTile + t, x[i]);
+  }
+  for (int t = begin; t < end; ++t) {
+    const T* row = static_cast<const T*>(v[t]);
+    float* to = vp + t * padded;
+    for (int64_t d = 0; d < whole; d += W) store(to + d, small * load(row + d));
+    if (whole < dim) store(to + whole, small * load_n(row + whole, static_cast<int>(dim - whole)));
+  }
 }
 
 // acc[r][v] += a[r][k] * b[k][v] for k in [k0, k1), in order.

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <functional>
+#include <numeric>
 
 namespace pyttc {
 namespace {
@@ -10,6 +11,9 @@ namespace {
 constexpr int64_t kListed = 1024;  // the longest top_k taken from the scan's best columns
 constexpr int64_t kNucleus = 128;  // the columns looked at for top_p and min_p alone
 constexpr int64_t kMany = 16;  // draws from one row that pay for a guide and for kept group sums
+// A scan's sums are in float within a block: what this share of them would decide is decided again,
+// more exactly.
+constexpr double kDoubt = 2e-7;
 
 // What weights are measured by, for values around `largest`.
 BlockStat unit(const Scale& scale, float largest) {
@@ -28,39 +32,55 @@ float floor_of(double min_p, float largest, const Scale& scale) {
   return near < exact ? std::nextafter(near, INFINITY) : near;
 }
 
-struct Item {
-  uint64_t key;
-  float weight;
-};
-
-// The key at which the cumulative weight, in descending order of keys, reaches `mass`: histograms
-// of the value's bits from the top, each over the bin the last one ended in. Items come in order of
-// columns.
-uint64_t key_at_mass(std::vector<Item> items, double mass) {
-  constexpr int kShifts[] = {53, 42, 32}, kBins = 1 << 11;
-  constexpr size_t kFew = 256;
+// The order key of the column at which the cumulative weight, best column first, reaches `mass`:
+// one histogram of weights by the highest bits of the value, in four parts so that no addition
+// waits for the one before it, then two of the bin where that ends by the bits below, then a sort
+// of what is left.
+uint64_t key_at_mass(const std::vector<float>& x, const std::vector<float>& weights, int64_t v,
+                     double mass) {
+  constexpr int kBits = 11, kBins = 1 << kBits, kParts = 4;
+  constexpr int kFew = 256;
+  std::vector<double> bins(kBins * kParts);
   double before = 0;
-  std::vector<double> bins(kBins);
-  for (int shift : kShifts) {
-    if (items.size() <= kFew) break;
+  const auto bin_of = [](uint64_t key, int shift) { return key >> shift & (kBins - 1); };
+  // The bin where the mass is reached; `before` is what the better bins hold.
+  const auto crossing = [&] {
+    int found = 0;
+    for (int bin = kBins - 1; bin >= 0; --bin) {
+      double here = 0;
+      for (int part = 0; part < kParts; ++part) here += bins[bin * kParts + part];
+      if (!(here > 0)) continue;
+      found = bin;
+      if (before + here >= mass) break;
+      before += here;
+    }
+    return static_cast<uint64_t>(found);
+  };
+
+  int shift = 64 - kBits;
+  for (int64_t c = 0; c < v; ++c)
+    bins[bin_of(order_key(x[c], c), shift) * kParts + c % kParts] += weights[c];
+  uint64_t bin = crossing();
+  std::vector<std::pair<uint64_t, float>> items;
+  for (int64_t c = 0; c < v; ++c) {
+    const uint64_t key = order_key(x[c], c);
+    if (bin_of(key, shift) == bin && weights[c] > 0) items.emplace_back(key, weights[c]);
+  }
+  while (items.size() > kFew && shift > 32) {
+    shift = std::max(32, shift - kBits);
     std::fill(bins.begin(), bins.end(), 0);
-    const auto bin_of = [&](const Item& item) { return item.key >> shift & (kBins - 1); };
-    for (const Item& item : items) bins[bin_of(item)] += item.weight;
-    int64_t bin = kBins - 1,
-            lowest = bin_of(*std::min_element(items.begin(), items.end(), [&](auto& a, auto& b) {
-              return bin_of(a) < bin_of(b);
-            }));
-    while (bin > lowest && before + bins[bin] < mass) before += bins[bin--];
+    for (const auto& [key, weight] : items) bins[bin_of(key, shift) * kParts] += weight;
+    bin = crossing();
     items.erase(std::remove_if(items.begin(), items.end(),
-                               [&](const Item& item) { return int64_t(bin_of(item)) != bin; }),
+                               [&](const auto& item) { return bin_of(item.first, shift) != bin; }),
                 items.end());
   }
-  const auto better = [](const Item& a, const Item& b) { return a.key > b.key; };
+  const auto better = [](const auto& a, const auto& b) { return a.first > b.first; };
   if (!std::is_sorted(items.begin(), items.end(), better))
     std::sort(items.begin(), items.end(), better);
-  for (const Item& item : items)
-    if ((before += item.weight) >= mass) return item.key;
-  return items.back().key;
+  for (const auto& [key, weight] : items)
+    if ((before += weight) >= mass) return key;
+  return items.back().first;
 }
 
 }  // namespace
@@ -76,9 +96,8 @@ namespace {
 struct Listed {
   bool complete;
   int64_t n;
-  double ref;
-  std::vector<float> weights;  // in units of 2^ref
-  float floor;                 // the least value that min_p keeps
+  std::vector<double> weights;  // in units of the best column's
+  float floor;                  // the least value that min_p keeps
 };
 
 Listed list_kept(const ScannedRow& allowed, const Scale& scale, const Filters& filters) {
@@ -86,32 +105,46 @@ Listed list_kept(const ScannedRow& allowed, const Scale& scale, const Filters& f
   const bool by_count = filters.top_k && filters.top_k <= kListed;
   const int64_t n = std::min(allowed.best, candidates);
   const float largest = key_value(allowed.keys[0]);
-  const BlockStat stat = unit(scale, largest);
-  const int64_t padded = (n + kGroup - 1) / kGroup;
-  std::vector<float> values(n), weights(padded * kGroup);
-  for (int64_t i = 0; i < n; ++i) values[i] = key_value(allowed.keys[i]);
-  row_scan_kernels(DType::f32)
-      .weights(values.data(), n, 0, padded, nullptr, scale, stat, weights.data());
+  std::vector<double> weights(n);
+  for (int64_t i = 0; i < n; ++i)
+    weights[i] = std::exp2((key_value(allowed.keys[i]) - static_cast<double>(largest)) * scale.c);
   // The listed columns are all that top_k leaves, or all there are.
   const bool all = by_count || n < candidates;
-  double mass = allowed.totals.sum * std::exp2(allowed.totals.ref - stat.ref);
-  if (by_count) {
-    mass = 0;
-    for (int64_t i = 0; i < n; ++i) mass += weights[i];
-  }
-  int64_t end = 0;
-  double cumulative = 0;
+  const double mass = all ? std::accumulate(weights.begin(), weights.end(), 0.)
+                          : allowed.totals.sum * std::exp2(allowed.totals.ref - largest * scale.c);
   const float floor = floor_of(filters.min_p, largest, scale);
   const double enough = filters.top_p * mass;
+  int64_t end = 0;
+  double cumulative = 0;
   bool reached = false;
-  while (end < n && values[end] >= floor && !reached) {
+  while (end < n && key_value(allowed.keys[end]) >= floor && !reached) {
     cumulative += weights[end++];
     reached = filters.top_p < 1 && cumulative >= enough;
   }
-  const bool mass_known = all || !filters.top_k || filters.top_p == 1;
-  const bool complete = all || (mass_known && (reached || end < n));
-  return {complete, end, stat.ref, std::move(weights), floor};
+  const double doubt = kDoubt * mass;
+  const bool clear = !reached || (cumulative - enough > doubt &&
+                                  (end == 1 || enough - (cumulative - weights[end - 1]) > doubt));
+  const bool mass_known = !filters.top_k || filters.top_p == 1;
+  const bool complete = all || (mass_known && clear && (reached || end < n));
+  return {complete, end, std::move(weights), floor};
 }
+
+// The blocks' masses and those before, in units of 2^ref.
+void cumulate(const BlockStat* blocks, int64_t n, double ref, std::vector<double>& cumulative) {
+  cumulative.resize(n);
+  double sum = 0;
+  for (int64_t b = 0; b < n; ++b) {
+    if (blocks[b].sum > 0) sum += blocks[b].sum * power_of_two(blocks[b].ref - ref);
+    cumulative[b] = sum;
+  }
+}
+
+int64_t first_above(const std::vector<double>& cumulative, double target) {
+  return std::upper_bound(cumulative.begin(), cumulative.end(), target) - cumulative.begin();
+}
+
+// u * total may round up to the total: then it is the last column with any mass.
+double below(double target, double total) { return std::min(target, std::nextafter(total, 0.)); }
 
 }  // namespace
 
@@ -135,7 +168,7 @@ bool Kept::find(const Row& row, const ScannedRow& raw, const ScannedRow* masked,
   }
   const Listed listed = list_kept(allowed, scale, filters);
   if (listed.complete) {
-    use_list(allowed.keys.data(), listed.weights.data(), listed.n, listed.ref);
+    use_list(allowed.keys.data(), listed.weights.data(), listed.n);
     return true;
   }
   own_filter_.floor = listed.floor;
@@ -152,38 +185,30 @@ bool Kept::find(const Row& row, const ScannedRow& raw, const ScannedRow* masked,
 }
 
 uint64_t Kept::find_last(const ScannedRow& allowed, const Filters& filters) {
-  const BlockStat stat = unit(scale_, key_value(allowed.keys[0]));
+  const int64_t v = row_->v, groups = (v + kGroup - 1) / kGroup;
   Filter allowed_only;
   allowed_only.mask = filters.mask;
-  const int64_t v = row_->v, groups = (v + kGroup - 1) / kGroup;
-  std::vector<float> weights(groups * kGroup);
-  row_->kernels.weights(row_->columns(0, v), v, 0, groups, &allowed_only, scale_, stat,
-                        weights.data());
-  std::vector<Item> items;
-  items.reserve(v);
+  std::vector<float> x(groups * kGroup), weights(groups * kGroup);
+  row_->kernels.values(row_->columns(0, v), v, filters.mask ? &allowed_only : nullptr, x.data());
+  uint64_t last = order_key(-INFINITY, v);  // after every column
+  if (filters.top_k) {
+    int64_t finite = 0;
+    for (int64_t c = 0; c < v; ++c) finite += weights[c] = x[c] > -INFINITY;
+    if (filters.top_k < finite) last = key_at_mass(x, weights, v, filters.top_k);
+  }
+  if (filters.top_p == 1) return last;
+  row_scan_kernels(DType::f32)
+      .weights(x.data(), v, 0, groups, nullptr, scale_, unit(scale_, key_value(allowed.keys[0])),
+               weights.data());
+  double mass = 0;
   for (int64_t c = 0; c < v; ++c) {
-    const float x = row_->at(c);
-    const bool on = !filters.mask || (static_cast<uint32_t>(filters.mask[c / 32]) >> c % 32 & 1);
-    if (on && x > -INFINITY) items.push_back({order_key(x, c), weights[c]});
+    if (order_key(x[c], c) < last) weights[c] = 0;
+    mass += weights[c];
   }
-  double mass = allowed.totals.sum * std::exp2(allowed.totals.ref - stat.ref);
-  uint64_t last = order_key(-INFINITY, v);
-  if (filters.top_k && filters.top_k < static_cast<int64_t>(items.size())) {
-    std::vector<uint64_t> keys;
-    for (const Item& item : items) keys.push_back(item.key);
-    std::nth_element(keys.begin(), keys.begin() + filters.top_k - 1, keys.end(), std::greater<>());
-    last = keys[filters.top_k - 1];
-    items.erase(std::remove_if(items.begin(), items.end(),
-                               [&](const Item& item) { return item.key < last; }),
-                items.end());
-    mass = 0;
-    for (const Item& item : items) mass += item.weight;
-  }
-  if (filters.top_p < 1) last = key_at_mass(std::move(items), filters.top_p * mass);
-  return last;
+  return std::max(last, key_at_mass(x, weights, v, filters.top_p * mass));
 }
 
-void Kept::use_list(const uint64_t* keys, const float* weights, int64_t n, double ref) {
+void Kept::use_list(const uint64_t* keys, const double* weights, int64_t n) {
   listed_ = true;
   list_.clear();
   for (int64_t i = 0; i < n; ++i) list_.emplace_back(key_column(keys[i]), weights[i]);
@@ -191,34 +216,46 @@ void Kept::use_list(const uint64_t* keys, const float* weights, int64_t n, doubl
   cumulative_.clear();
   double sum = 0;
   for (const auto& [column, weight] : list_) cumulative_.push_back(sum += weight);
-  log2_mass_ = ref + std::log2(sum);
+  ref_ = key_value(keys[0]) * scale_.c;
+  log2_sum_ = std::log2(sum);
 }
 
 void Kept::use_blocks(const ScannedRow& scanned, const Filter* filter) {
   listed_ = false;
   scanned_ = &scanned;
   filter_ = filter;
-  log2_mass_ = scanned.totals.log2_sum;
-  const int64_t n = blocks_of(row_->v);
-  cumulative_.resize(n);
-  double sum = 0;
-  for (int64_t b = 0; b < n; ++b) {
-    const BlockStat& stat = scanned.blocks[b];
-    const double shift = stat.ref - scanned.totals.ref;
-    if (stat.sum > 0) sum += stat.sum * power_of_two(shift);
-    cumulative_[b] = sum;
-  }
+  ref_ = scanned.totals.ref;
+  log2_sum_ = scanned.totals.log2_sum;
+  cumulate(scanned.blocks.data(), blocks_of(row_->v), ref_, cumulative_);
+  refined_.clear();
+}
+
+void Kept::refine() {
+  const int64_t n = cumulative_.size();
+  // What float rounds averages out over many blocks but not where a few hold the mass.
+  const double share =
+      std::max(std::pow(8000. / static_cast<double>(row_->v), 2), 2. / static_cast<double>(n));
+  std::vector<BlockStat> blocks(scanned_->blocks.begin(), scanned_->blocks.begin() + n);
+  for (int64_t b = 0; b < n; ++b)
+    if (!blocks[b].wide &&
+        cumulative_[b] - (b ? cumulative_[b - 1] : 0) >= share * cumulative_[n - 1])
+      row_->kernels.refine(columns_of(b), row_->v, b, filter_, scale_, blocks[b]);
+  cumulate(blocks.data(), n, ref_, refined_);
 }
 
 const void* Kept::columns_of(int64_t block) const {
   return row_->columns(block * kBlock, std::min(row_->v, (block + 1) * kBlock));
 }
 
-int64_t Kept::column_in(int64_t block, double target, const double* groups) const {
+int64_t Kept::column_in(int64_t block, const std::vector<double>& cumulative, double target) {
   const BlockStat& stat = scanned_->blocks[block];
+  double* groups = groups_.data() + (have_groups_.empty() ? 0 : block * kGroups);
+  if (have_groups_.empty() || !have_groups_[block])
+    row_->kernels.groups(columns_of(block), row_->v, block, filter_, scale_, stat, groups);
+  if (!have_groups_.empty()) have_groups_[block] = 1;
   // From units of the row's reference to the block's.
-  const double rest = (target - (block ? cumulative_[block - 1] : 0)) /
-                      power_of_two(stat.ref - scanned_->totals.ref);
+  const double rest =
+      (target - (block ? cumulative[block - 1] : 0)) / power_of_two(stat.ref - ref_);
   int group = 0;
   for (int g = 0; g < kGroups; ++g) group += groups[g] <= rest;
   // Where rounding leaves the groups short of the block's own sum, the last with any weight is
@@ -231,15 +268,13 @@ int64_t Kept::column_in(int64_t block, double target, const double* groups) cons
 
 void Kept::draw(const double* u, int64_t n, int64_t* columns) {
   const int64_t size = cumulative_.size();
-  const double* cumulative = cumulative_.data();
-  // u * total may round up to the total: then it is the last column with any mass.
-  const double total = cumulative[size - 1], most = std::nextafter(total, 0.);
+  const double total = cumulative_[size - 1], doubt = kDoubt * total;
   const bool many = n >= kMany;
   if (many) {
     guide_.resize(size);
     int32_t at = 0;
     for (int64_t j = 0; j < size; ++j) {
-      while (cumulative[at] <= total * j / size && at < size - 1) ++at;
+      while (cumulative_[at] <= total * j / size && at < size - 1) ++at;
       guide_[j] = at;
     }
   }
@@ -247,26 +282,27 @@ void Kept::draw(const double* u, int64_t n, int64_t* columns) {
     groups_.resize((many ? size : 1) * kGroups);
     have_groups_.assign(many ? size : 0, 0);
   }
+  const auto place = [&](double target) {
+    if (!many) return first_above(cumulative_, target);
+    int64_t i = guide_[std::min(size - 1, static_cast<int64_t>(target / total * size))];
+    while (i > 0 && cumulative_[i - 1] > target) --i;
+    while (cumulative_[i] <= target) ++i;
+    return i;
+  };
+  const auto column_at = [&](double target) {
+    return column_in(place(target), cumulative_, target);
+  };
   for (int64_t draw = 0; draw < n; ++draw) {
-    const double target = std::min(u[draw] * total, most);
-    int64_t i;
-    if (many) {
-      i = guide_[static_cast<int64_t>(u[draw] * size)];
-      while (i > 0 && cumulative[i - 1] > target) --i;
-      while (cumulative[i] <= target) ++i;
-    } else {
-      i = std::upper_bound(cumulative, cumulative + size, target) - cumulative;
-    }
+    const double target = below(u[draw] * total, total);
     if (listed_) {
-      columns[draw] = list_[i].first;
+      columns[draw] = list_[place(target)].first;
       continue;
     }
-    double* groups = groups_.data() + (many ? i * kGroups : 0);
-    if (!many || !have_groups_[i]) {
-      row_->kernels.groups(columns_of(i), row_->v, i, filter_, scale_, scanned_->blocks[i], groups);
-      if (many) have_groups_[i] = 1;
-    }
-    columns[draw] = column_in(i, target, groups);
+    columns[draw] = column_at(std::max(0., target - doubt));
+    if (columns[draw] == column_at(below(target + doubt, total))) continue;
+    if (refined_.empty()) refine();
+    const double exact = below(u[draw] * refined_.back(), refined_.back());
+    columns[draw] = column_in(first_above(refined_, exact), refined_, exact);
   }
 }
 

@@ -32,22 +32,28 @@ class Kept {
   // For each u the first kept column, in index order, whose cumulative mass exceeds u times the
   // total.
   void draw(const double* u, int64_t n, int64_t* columns);
-  double log2_mass() const { return log2_mass_; }
+  // log2 of the share of the raw scan's mass that is kept.
+  double log2_share(const RowTotals& raw) const {
+    return ref_ - raw.ref - raw.log2_sum + log2_sum_;
+  }
 
  private:
-  void use_list(const uint64_t* keys, const float* weights, int64_t n, double ref);
+  void use_list(const uint64_t* keys, const double* weights, int64_t n);
   void use_blocks(const ScannedRow& scanned, const Filter* filter);
   // The last kept column as an order key, among all allowed columns.
   uint64_t find_last(const ScannedRow& allowed, const Filters& filters);
+  // Fills refined_: the sums of the heaviest blocks again, in double precision.
+  void refine();
   const void* columns_of(int64_t block) const;
-  int64_t column_in(int64_t block, double target, const double* groups) const;
+  int64_t column_in(int64_t block, const std::vector<double>& cumulative, double target);
 
   const Row* row_ = nullptr;
   Scale scale_;
-  double log2_mass_ = 0;
+  double ref_ = 0, log2_sum_ = 0;   // of the kept mass
   std::vector<double> cumulative_;  // of the list's entries, or of the blocks
+  std::vector<double> refined_;     // of the blocks, empty until a draw is nearly a tie
   bool listed_ = false;
-  std::vector<std::pair<int64_t, float>> list_;  // column, weight
+  std::vector<std::pair<int64_t, double>> list_;  // column, weight
   const ScannedRow* scanned_ = nullptr;
   const Filter* filter_ = nullptr;
   Filter own_filter_;

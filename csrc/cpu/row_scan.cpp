@@ -120,7 +120,7 @@ int64_t sort_best(RowScan& s) {
 }
 
 RowTotals total(const BlockStat* blocks, int64_t n) {
-  RowTotals t{0, 0, -INFINITY, 0};
+  RowTotals t{0, -INFINITY, 0, 0};
   double ref = -INFINITY, moment = 0;
   for (int64_t b = 0; b < n; ++b)
     if (blocks[b].sum > 0) ref = std::max(ref, blocks[b].ref);
@@ -133,8 +133,8 @@ RowTotals total(const BlockStat* blocks, int64_t n) {
     if (weight > 0) moment += weight * (stat.moment + shift * stat.sum);
   }
   t.ref = ref;
-  t.log2_sum = ref + std::log2(t.sum);
-  t.entropy = std::max(0., kLn2 * (std::log2(t.sum) - moment / t.sum));
+  t.log2_sum = std::log2(t.sum);
+  t.entropy = std::max(0., kLn2 * (t.log2_sum - moment / t.sum));
   return t;
 }
 

@@ -102,11 +102,16 @@ int64_t sort_best(RowScan& s);
 // 2^n, fast where n <= 0 is a whole number, as it is unless blocks are wide.
 double power_of_two(double n);
 
-// Sums over a row, in units of 2^ref.
+// A row's sum of 2^(x * scale - ref); 0 where nothing is above -inf.
 struct RowTotals {
-  double sum, ref;
-  double log2_sum;  // ref + log2(sum); -inf for a row with nothing above -inf
-  double entropy;   // nats
+  double sum, log2_sum, ref;
+  double entropy;  // nats
+
+  // log2 of the probability of a value. The reference goes first: beside it a huge logit leaves
+  // nothing.
+  double log2_probability(double value, const Scale& scale) const {
+    return value * scale.c - ref - log2_sum;
+  }
 };
 RowTotals total(const BlockStat* blocks, int64_t n);
 
@@ -115,7 +120,7 @@ RowTotals total(const BlockStat* blocks, int64_t n);
 struct Filter {
   const int32_t* mask = nullptr;
   float floor = -__builtin_inff();
-  int64_t last = INT64_MAX;
+  int64_t last = INT64_MAX - 1;
 };
 
 // Per instruction set and dtype; rows have v columns.
@@ -123,6 +128,11 @@ struct RowScanKernels {
   // Blocks [begin, end), begin at the start of a segment; `filter` may be null.
   void (*scan)(const void* row, int64_t v, int64_t begin, int64_t end, const Filter* filter,
                RowScan& s);
+  // The row as floats, -inf where the filter leaves a column out and up to a multiple of 16.
+  void (*values)(const void* row, int64_t v, const Filter* filter, float* x);
+  // The sums of a block that is not wide again, in double precision.
+  void (*refine)(const void* row, int64_t v, int64_t block, const Filter* filter,
+                 const Scale& scale, BlockStat& stat);
   // For the 16 groups of 16 columns of a block, the sum of e over them and those before, relative
   // to the block's reference.
   void (*groups)(const void* row, int64_t v, int64_t block, const Filter* filter,

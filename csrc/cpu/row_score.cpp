@@ -54,12 +54,11 @@ void ScannedRow::merge(RowScan* scans, int64_t parts, int64_t v) {
 
 void write_best(const Row& row, const ScannedRow& scanned, const Scale& scale, int64_t k,
                 float* logprobs, int64_t* indices) {
-  const double log2_sum = scanned.totals.log2_sum;
-  const bool bad = scanned.invalid || log2_sum == -INFINITY;
+  const bool bad = scanned.invalid || !(scanned.totals.sum > 0);
   const int64_t n = bad ? 0 : std::min(k, scanned.best);
   for (int64_t i = 0; i < n; ++i) {
     const uint64_t key = scanned.keys[i];
-    logprobs[i] = static_cast<float>(kLn2 * (key_value(key) * scale.c - log2_sum));
+    logprobs[i] = static_cast<float>(kLn2 * scanned.totals.log2_probability(key_value(key), scale));
     indices[i] = key_column(key);
   }
   int64_t column = 0;

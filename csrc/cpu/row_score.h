@@ -42,7 +42,7 @@ struct ScannedRow {
 
   // -inf and 0 for an invalid row.
   float logsumexp() const {
-    return invalid ? -__builtin_inff() : static_cast<float>(kLn2 * totals.log2_sum);
+    return invalid ? -__builtin_inff() : static_cast<float>(kLn2 * (totals.ref + totals.log2_sum));
   }
   float entropy() const { return invalid ? 0 : static_cast<float>(totals.entropy); }
 

@@ -114,12 +114,11 @@ void finish_sample(const Row& row, const ScannedRow& raw, const ScannedRow* mask
   if (out.topk)
     write_best(row, raw, scale, out.topk, out.topk_logprobs + begin * out.topk,
                out.topk_indices + begin * out.topk);
-  const double log2_sum = raw.totals.log2_sum;
-  const bool something = !raw.invalid && log2_sum > -INFINITY;
+  const bool something = !raw.invalid && raw.totals.sum > 0;
   const bool any = something && kept.find(row, raw, masked, scale, filters, threads);
   if (any) draw(parameters, begin, end, kept, out.tokens);
   const bool all = any && !filters.mask && !filters.any();
-  const double kept_mass = all || !any ? 0 : std::min(0., kLn2 * (kept.log2_mass() - log2_sum));
+  const double kept_mass = all || !any ? 0 : std::min(0., kLn2 * kept.log2_share(raw.totals));
   for (int64_t i = begin; i < end; ++i) {
     out.entropy[i] = something ? raw.entropy() : 0;
     if (i > begin && out.topk) {
@@ -132,7 +131,7 @@ void finish_sample(const Row& row, const ScannedRow& raw, const ScannedRow* mask
       out.valid[i] = 0;
       continue;
     }
-    const double logprob = kLn2 * (row.at(out.tokens[i]) * scale.c - log2_sum);
+    const double logprob = kLn2 * raw.totals.log2_probability(row.at(out.tokens[i]), scale);
     out.logprobs[i] = static_cast<float>(logprob);
     out.processed[i] = static_cast<float>(logprob - kept_mass);
     out.kept_mass[i] = static_cast<float>(kept_mass);

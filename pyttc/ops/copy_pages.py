@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from .. import _C
-from ..dispatch import Implementation, register
+from ..dispatch import Implementation, cuda, cuda_module, register, triton
 from . import checks
 
 
@@ -95,6 +95,15 @@ def native(
     _C.copy_pages(k_pages, v_pages, src, dst, torch.get_num_threads())
 
 
+def run_cuda(
+    k_pages: torch.Tensor,
+    v_pages: torch.Tensor,
+    src: torch.Tensor,
+    dst: torch.Tensor,
+) -> None:
+    cuda_module().copy_pages(k_pages, v_pages, src, dst)
+
+
 _op = register(
     "copy_pages(Tensor(a!) k_pages, Tensor(b!) v_pages, Tensor src, Tensor dst, *, str? impl=None)"
     " -> ()",
@@ -103,5 +112,7 @@ _op = register(
     impls={
         "reference": Implementation(reference, device=None),
         "native": Implementation(native, device="cpu"),
+        "triton": triton("copy_pages"),
+        "cuda": cuda(run_cuda),
     },
 ).default

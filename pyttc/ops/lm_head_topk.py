@@ -7,7 +7,7 @@ from typing import Any, overload
 import torch
 
 from .. import _C
-from ..dispatch import Implementation, register
+from ..dispatch import Implementation, register, triton
 from . import checks
 from . import sample as sampling
 from . import topk_score as scoring
@@ -212,11 +212,13 @@ _score = register(
     impls={
         "reference": Implementation(reference, device=None),
         "native": Implementation(native, device="cpu"),
+        "triton": triton("lm_head_topk"),
     },
 ).default
 _DRAW_IMPLS = {
     "reference": Implementation(reference_draw, device=None),
     "native": Implementation(native_draw, device="cpu"),
+    "triton": triton("lm_head_topk", "launch_draw"),
 }
 _RETURNS = f"-> ({', '.join(['Tensor'] * 8)})"
 _draw = register(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from .. import _C
-from ..dispatch import Implementation, register
+from ..dispatch import Implementation, cuda, cuda_module, register, triton
 from . import checks
 
 
@@ -100,6 +100,15 @@ def native(
     return out, lse
 
 
+def run_cuda(
+    out_a: torch.Tensor, lse_a: torch.Tensor, out_b: torch.Tensor, lse_b: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    out = torch.empty_like(out_a, memory_format=torch.contiguous_format)
+    lse = torch.empty_like(lse_a, memory_format=torch.contiguous_format)
+    cuda_module().merge_states(out_a, lse_a, out_b, lse_b, out, lse)
+    return out, lse
+
+
 _op = register(
     "merge_states(Tensor out_a, Tensor lse_a, Tensor out_b, Tensor lse_b, *, str? impl=None)"
     " -> (Tensor, Tensor)",
@@ -108,5 +117,7 @@ _op = register(
     impls={
         "reference": Implementation(reference, device=None),
         "native": Implementation(native, device="cpu"),
+        "triton": triton("merge_states"),
+        "cuda": cuda(run_cuda),
     },
 ).default

@@ -1,7 +1,7 @@
 """Philox4x32-10 in torch's integer ops: the random numbers every implementation draws.
 
-A draw is a pure function of (seed, path id, position, draw, purpose), so it never depends on the batch, the
-order of rows or the device. csrc/include/philox.h is the same function for the kernels.
+A draw is a pure function of (seed, path id, position, draw, purpose), so it never depends on the
+batch, the order of rows or the device. csrc/include/philox.h is the same function for the kernels.
 
 Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
 """

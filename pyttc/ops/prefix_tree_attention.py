@@ -1,11 +1,11 @@
-"""prefix_tree_attention: one decode step of paths that end anywhere in a forest over a paged KV pool."""
+"""prefix_tree_attention: one decode step of paths in a forest over a paged KV pool."""
 
 from __future__ import annotations
 
 import torch
 
 from .. import _C
-from ..dispatch import Implementation, register
+from ..dispatch import Implementation, register, triton
 from ..prefix_tree import PrefixTree
 from . import checks
 
@@ -23,22 +23,22 @@ def prefix_tree_attention(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """One decode step of attention for N paths of a forest whose nodes lie in a pool of pages.
 
-    Path n attends to all tokens of its nodes, from the root to tree.leaves[n]. With K, V their keys and
-    values for KV head h // (Hq // Hkv)::
+    Path n attends to all tokens of its nodes, from the root to tree.leaves[n]. With K, V their keys
+    and values for KV head h // (Hq // Hkv)::
 
         s = scale * K @ q[n, h]         then, with a softcap,  s = softcap * tanh(s / softcap)
         lse[n, h] = log(sum(exp(s)))    out[n, h] = exp(s - lse[n, h]) @ V
 
     A node is read once for all the paths below it, and sharing never changes a result: the native
-    kernel gives the same bits however a path's tokens are cut into nodes and pages, whatever the other
-    paths, the strides and the number of threads. The same tokens given to `shared_prefix_attention`
-    give the same bits too.
+    kernel gives the same bits however a path's tokens are cut into nodes and pages, whatever the
+    other paths, the strides and the number of threads. The same tokens given to
+    `shared_prefix_attention` give the same bits too.
 
     Args:
-        q: [N, Hq, D], float32, bfloat16 or float16 (float64 with the reference). D is a multiple of 8
-            from 16 to 256. The query stands at a path's last token.
-        k_pages, v_pages: [pages, page_size, Hkv, D], like q; Hkv divides Hq. Slots that no node holds
-            are never read: they may hold anything, NaN included.
+        q: [N, Hq, D], float32, bfloat16 or float16 (float64 with the reference). D is a multiple of
+            8 from 16 to 256. The query stands at a path's last token.
+        k_pages, v_pages: [pages, page_size, Hkv, D], like q; Hkv divides Hq. Slots that no node
+            holds are never read: they may hold anything, NaN included.
         tree: a `PrefixTree` of page size page_size, on q's device.
         scale: 1 / sqrt(D) by default.
         window: a path sees its last `window` tokens only (at least 1); None: all.
@@ -48,14 +48,14 @@ def prefix_tree_attention(
     Any stride is served but the last dimension's, which must be 1.
 
     Returns:
-        (out, lse): out [N, Hq, D] like q; lse [N, Hq] float32 (float64 for float64), natural log. A path
-        without tokens has out 0 and lse -inf.
+        (out, lse): out [N, Hq, D] like q; lse [N, Hq] float32 (float64 for float64), natural log.
+        A path without tokens has out 0 and lse -inf.
 
     Raises:
-        ValueError, TypeError: for an argument of another shape, dtype, stride or device; on the CPU also
-            for a tree whose values are out of range, before anything is written.
+        ValueError, TypeError: for an argument of another shape, dtype, stride or device; on the CPU
+            also for a tree whose values are out of range, before anything is written.
 
-    Source: Hydragen (arXiv 2402.05099) for two levels, FastTree and PAT (arXiv 2511.22333) for trees.
+    Source: Hydragen (arXiv 2402.05099) for two levels, PAT (arXiv 2511.22333) for trees.
     """
     if not isinstance(tree, PrefixTree):
         raise TypeError(f"tree: got {type(tree).__name__}, expected a pyttc.PrefixTree")
@@ -70,6 +70,7 @@ def prefix_tree_attention(
         tree.page_ids,
         tree.lengths,
         tree.leaves,
+        plan=tree.plan(q, k_pages) if impl in ON_GPU or (impl is None and q.is_cuda) else None,
         scale=scale,
         window=window,
         softcap=softcap,
@@ -88,6 +89,7 @@ def check(
     lengths: torch.Tensor,
     leaves: torch.Tensor,
     *,
+    plan: list[torch.Tensor] | None = None,
     scale: float | None = None,
     window: int | None = None,
     softcap: float | None = None,
@@ -165,6 +167,7 @@ def fake(
     lengths: torch.Tensor,
     leaves: torch.Tensor,
     *,
+    plan: list[torch.Tensor] | None = None,
     scale: float | None = None,
     window: int | None = None,
     softcap: float | None = None,
@@ -184,6 +187,7 @@ def reference(
     lengths: torch.Tensor,
     leaves: torch.Tensor,
     *,
+    plan: list[torch.Tensor] | None = None,
     scale: float | None = None,
     window: int | None = None,
     softcap: float | None = None,
@@ -223,7 +227,7 @@ def node_slots(
     page_ids: list[int],
     lengths: list[int],
 ) -> list[list[int]]:
-    """Of each node the slots of its tokens in the pool, its pages put end to end. Checks the tree."""
+    """Of each node the slots of its tokens in the pool, pages put end to end. Checks the tree."""
     pool, page_size = k_pages.shape[:2]
     nodes, slots = len(parents), []
     for i, (parent, length) in enumerate(zip(parents, lengths, strict=True)):
@@ -259,6 +263,7 @@ def native(
     lengths: torch.Tensor,
     leaves: torch.Tensor,
     *,
+    plan: list[torch.Tensor] | None = None,
     scale: float | None = None,
     window: int | None = None,
     softcap: float | None = None,
@@ -285,14 +290,16 @@ def native(
 
 
 NO_WINDOW = 2**63 - 1
+ON_GPU = ("triton", "cuda")
 _op = register(
     "prefix_tree_attention(Tensor q, Tensor k_pages, Tensor v_pages, Tensor parents, "
-    "Tensor page_offsets, Tensor page_ids, Tensor lengths, Tensor leaves, *, float? scale=None, "
-    "int? window=None, float? softcap=None, str? impl=None) -> (Tensor, Tensor)",
+    "Tensor page_offsets, Tensor page_ids, Tensor lengths, Tensor leaves, *, Tensor[]? plan=None, "
+    "float? scale=None, int? window=None, float? softcap=None, str? impl=None) -> (Tensor, Tensor)",
     check=check,
     fake=fake,
     impls={
         "reference": Implementation(reference, device=None),
         "native": Implementation(native, device="cpu"),
+        "triton": triton("prefix_tree_attention"),
     },
 ).default

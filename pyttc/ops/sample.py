@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 
 from .. import _C
-from ..dispatch import Implementation, register
+from ..dispatch import Implementation, register, triton
 from . import checks
 from .philox import uniforms
 from .topk_score import LEAST_TEMPERATURE, MAX_K, check_logits, raw_topk, row_stats, stats_dtype
@@ -46,17 +46,18 @@ def sample(
 ) -> Sample:
     """Draws one token from each row of logits and says how likely it was.
 
-    Let p = softmax(logits / temperature) over the whole row. Of its columns these are kept, in turn::
+    Let p = softmax(logits / temperature) over the whole row. Of its columns are kept, in turn::
 
         mask     those whose bit is set
         top_k    of these, the best top_k
-        top_p    of these, the shortest run of the best whose mass reaches top_p times the mass so far
+        top_p    of these, the shortest run of the best with top_p times their mass or more
         min_p    of these, those with p >= min_p times the largest kept p
 
-    "Best" is the order (logit descending, index ascending), so ties always go to the lowest index. The
-    token is the first kept column, in order of index, whose cumulative p exceeds u times the kept mass,
-    where u is uniform on [0, 1): Philox4x32-10 with key `seed` and counter (path id, position, 0, 0), a
-    function of the path alone and not of the batch. A column of probability 0 is never drawn.
+    "Best" is the order (logit descending, index ascending), so ties always go to the lowest index.
+    The token is the first kept column, in order of index, whose cumulative p exceeds u times the
+    kept mass, where u is uniform on [0, 1): Philox4x32-10 with key `seed` and counter (path id,
+    position, 0, 0), a function of the path alone and not of the batch. A column of probability 0 is
+    never drawn.
 
     Args:
         logits: [B, V], float32, bfloat16 or float16 (float64 with the reference); last dimension
@@ -64,16 +65,16 @@ def sample(
             parameters, share its scan: N draws from one row are `logits.expand(N, V)`.
         seed: 0 <= seed < 2**63.
         path_ids, positions: [B], int32 or int64, each in [0, 2**32).
-        temperature: finite and >= 0. 0 takes the best allowed column, and p is that of temperature 1.
+        temperature: finite and >= 0. 0 takes the best allowed column, p being that of temperature 1.
         top_k: off when <= 0 or >= V.
         top_p: in [0, 1]; 1 is off, 0 keeps the best column.
         min_p: in [0, 1]; 0 is off.
-        mask: [B, ceil(V / 32)] int32, column c is bit c % 32 of word c // 32, set where the column is
-            allowed (as xgrammar writes it); bits past V are ignored. Last dimension contiguous.
-        topk: how many of the best columns of the row, unfiltered, to return: 0 <= topk <= min(V, 1024).
+        mask: [B, ceil(V / 32)] int32, column c is bit c % 32 of word c // 32, set where the column
+            is allowed (as xgrammar writes it); bits past V are ignored. Last dimension contiguous.
+        topk: how many of the row's best columns, unfiltered, to return: 0 <= topk <= min(V, 1024).
 
-        seed, temperature, top_k, top_p and min_p are numbers, or tensors [B] with a value a row (int32
-        or int64 for seed and top_k, float32 or float64 for the others).
+        seed, temperature, top_k, top_p and min_p are numbers, or tensors [B] with a value a row
+        (int32 or int64 for seed and top_k, float32 or float64 for the others).
 
     Returns:
         Sample, with float32 statistics (float64 for float64 logits), natural logs, nats:
@@ -91,10 +92,16 @@ def sample(
 
     Source: inverse transform sampling; filters in the order of vLLM's and Hugging Face's samplers.
     """
-    values = (seed, temperature, top_k, top_p, min_p)
     op = _op
-    if any(isinstance(value, torch.Tensor) for value in values):
+    if (
+        isinstance(seed, torch.Tensor)
+        or isinstance(temperature, torch.Tensor)
+        or isinstance(top_k, torch.Tensor)
+        or isinstance(top_p, torch.Tensor)
+        or isinstance(min_p, torch.Tensor)
+    ):
         op = _op_rows
+        values = (seed, temperature, top_k, top_p, min_p)
         seed, temperature, top_k, top_p, min_p = row_values(values, logits)
     out = op(
         logits, seed, path_ids, positions, temperature, top_k, top_p, min_p, mask, topk, impl=impl
@@ -230,16 +237,17 @@ def check_rows(logits: torch.Tensor, *parameters: Any) -> None:
 
 
 def outputs(logits: torch.Tensor, topk: int, stats: torch.dtype) -> tuple[torch.Tensor, ...]:
-    rows, new = logits.shape[0], logits.new_empty
+    rows, new, like = logits.shape[0], logits.new_empty, torch.empty_like
+    numbers, best = new(rows, dtype=stats), new((rows, topk), dtype=stats)
     return (
         new(rows, dtype=torch.int64),
-        new(rows, dtype=stats),
-        new(rows, dtype=stats),
-        new(rows, dtype=stats),
-        new(rows, dtype=stats),
+        numbers,
+        like(numbers),
+        like(numbers),
+        like(numbers),
         new(rows, dtype=torch.bool),
-        new((rows, topk), dtype=stats),
-        new((rows, topk), dtype=torch.int64),
+        best,
+        like(best, dtype=torch.int64),
     )
 
 
@@ -377,6 +385,7 @@ def native(
 _IMPLS = {
     "reference": Implementation(reference, device=None),
     "native": Implementation(native, device="cpu"),
+    "triton": triton("sample"),
 }
 _RETURNS = f"-> ({', '.join(['Tensor'] * 8)})"
 _op = register(

@@ -7,7 +7,7 @@ import math
 import torch
 
 from .. import _C
-from ..dispatch import Implementation, register
+from ..dispatch import Implementation, register, triton
 from . import checks
 
 
@@ -250,5 +250,6 @@ _op = register(
     impls={
         "reference": Implementation(reference, device=None),
         "native": Implementation(native, device="cpu"),
+        "triton": triton("select_beams"),
     },
 ).default

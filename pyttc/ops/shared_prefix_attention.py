@@ -1,11 +1,11 @@
-"""shared_prefix_attention: one decode step of N paths a group that share a prefix, dense tensors."""
+"""shared_prefix_attention: one decode step of groups of paths that share a prefix."""
 
 from __future__ import annotations
 
 import torch
 
 from .. import _C
-from ..dispatch import Implementation, register
+from ..dispatch import Implementation, register, triton
 from . import checks
 
 
@@ -31,16 +31,16 @@ def shared_prefix_attention(
         out[g, n, h] = exp(s - lse[g, n, h]) @ V
 
     The prefix is read once for all of a group's paths and query heads, and sharing never changes a
-    result: the native kernel gives the same bits wherever prefix ends and suffix begins, whatever the
-    other paths and groups, the strides and the number of threads.
+    result: the native kernel gives the same bits wherever prefix ends and suffix begins, whatever
+    the other paths and groups, the strides and the number of threads.
 
     Args:
-        q: [G, N, Hq, D], float32, bfloat16 or float16 (float64 with the reference). D is a multiple of
-            8 from 16 to 256.
+        q: [G, N, Hq, D], float32, bfloat16 or float16 (float64 with the reference). D is a
+            multiple of 8 from 16 to 256.
         k_prefix, v_prefix: [G, P, Hkv, D], like q; Hkv divides Hq.
         k_suffix, v_suffix: [G, N, S, Hkv, D], like q.
-        suffix_lens: [G, N], int32 or int64, each from 0 to S. Tokens past a length are never read: they
-            may hold anything, NaN included.
+        suffix_lens: [G, N], int32 or int64, each from 0 to S. Tokens past a length are never read:
+            they may hold anything, NaN included.
         prefix_lens: [G], int32 or int64, each from 0 to P; None: P for all.
         scale: 1 / sqrt(D) by default.
         impl: None, "reference" or "native" (see `pyttc.explain`).
@@ -48,12 +48,12 @@ def shared_prefix_attention(
     Any stride is served but the last dimension's, which must be 1.
 
     Returns:
-        (out, lse): out [G, N, Hq, D] like q; lse [G, N, Hq] float32 (float64 for float64), natural log.
-        A path without tokens has out 0 and lse -inf.
+        (out, lse): out [G, N, Hq, D] like q; lse [G, N, Hq] float32 (float64 for float64), natural
+        log. A path without tokens has out 0 and lse -inf.
 
     Raises:
-        ValueError, TypeError: for an argument of another shape, dtype, stride or device, or a length
-            out of range.
+        ValueError, TypeError: for an argument of another shape, dtype, stride or device, or a
+            length out of range, before anything is written.
 
     Source: Hydragen (arXiv 2402.05099); the tile states, online softmax (arXiv 1805.02867).
     """
@@ -236,5 +236,6 @@ _op = register(
     impls={
         "reference": Implementation(reference, device=None),
         "native": Implementation(native, device="cpu"),
+        "triton": triton("shared_prefix_attention"),
     },
 ).default

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from .. import _C
-from ..dispatch import Implementation, register
+from ..dispatch import Implementation, cuda, cuda_module, register, triton
 from . import checks
 
 
@@ -117,6 +117,16 @@ def native(
     _C.store_kv(k, v, k_pages, v_pages, slots, torch.get_num_threads())
 
 
+def run_cuda(
+    k: torch.Tensor,
+    v: torch.Tensor,
+    k_pages: torch.Tensor,
+    v_pages: torch.Tensor,
+    slots: torch.Tensor,
+) -> None:
+    cuda_module().store_kv(k, v, k_pages, v_pages, slots)
+
+
 _op = register(
     "store_kv(Tensor k, Tensor v, Tensor(a!) k_pages, Tensor(b!) v_pages, Tensor slots, *,"
     " str? impl=None) -> ()",
@@ -125,5 +135,7 @@ _op = register(
     impls={
         "reference": Implementation(reference, device=None),
         "native": Implementation(native, device="cpu"),
+        "triton": triton("store_kv"),
+        "cuda": cuda(run_cuda),
     },
 ).default

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 
 from .. import _C
-from ..dispatch import Implementation, register
+from ..dispatch import Implementation, register, triton
 from . import checks
 
 MAX_K = 1024
@@ -28,11 +28,11 @@ class TopKScore(NamedTuple):
 def topk_score(
     logits: torch.Tensor, k: int, *, temperature: float = 1.0, impl: str | None = None
 ) -> TopKScore:
-    """Scores each row of logits in one read: top-k, log-sum-exp and entropy over the whole vocabulary.
+    """Scores each row of logits in one read: top-k, log-sum-exp and entropy over the vocabulary.
 
     With y = logits / temperature and p = softmax(y)::
 
-        logsumexp = log(sum(exp(y)))        entropy = -sum(p * log(p))        logprobs = y - logsumexp
+        logsumexp = log(sum(exp(y)))     entropy = -sum(p * log(p))     logprobs = y - logsumexp
 
     Args:
         logits: [B, V], float32, bfloat16 or float16 (float64 with the reference); last dimension
@@ -41,11 +41,12 @@ def topk_score(
         temperature: finite and > 0.
 
     Returns:
-        TopKScore: logprobs [B, k] float32, natural log, in descending order of the logits; indices [B, k]
-        int64; logsumexp [B] and entropy [B] float32, in nats. All float64 for float64 logits.
-        Equal logits (-0 and +0 are equal) come in ascending order of index, -inf ones too when fewer
-        than k columns are above -inf. A row with NaN or +inf, or with nothing above -inf, has indices
-        -1, logprobs and logsumexp -inf, entropy 0. Rows never touch each other.
+        TopKScore: logprobs [B, k] float32, natural log, in descending order of the logits; indices
+        [B, k] int64; logsumexp [B] and entropy [B] float32, in nats. All float64 for float64
+        logits.
+        Equal logits (-0 and +0 are equal) come in ascending order of index, -inf ones too when
+        fewer than k columns are above -inf. A row with NaN or +inf, or with nothing above -inf, has
+        indices -1, logprobs and logsumexp -inf, entropy 0. Rows never touch each other.
 
     Raises:
         ValueError, TypeError: for an argument of another shape, dtype, stride or range.
@@ -170,5 +171,6 @@ _op = register(
     impls={
         "reference": Implementation(reference, device=None),
         "native": Implementation(native, device="cpu"),
+        "triton": triton("topk_score"),
     },
 ).default

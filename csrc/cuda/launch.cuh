@@ -1,0 +1,42 @@
+// What every .cu file includes instead of the CUDA headers: with nvcc the real ones, and with g++
+// and -DPYTTC_EMULATE the host emulation of tests/emulation/cuda.h, which runs the same source on
+// the CPU. Hence the two macros: a launch without <<<>>>, and dynamic shared memory without extern.
+#pragma once
+#include "cuda_api.h"
+#include "tensor.h"
+
+#if !defined(PYTTC_EMULATE)
+#define PYTTC_LAUNCH(kernel, grid, block, shared_bytes, stream, ...) \
+  kernel<<<grid, block, shared_bytes, stream>>>(__VA_ARGS__)
+#define PYTTC_DYNAMIC_SHARED(T, name)                    \
+  extern __shared__ __align__(1024) char name##_bytes[]; \
+  T* name = reinterpret_cast<T*>(name##_bytes)
+#endif
+
+namespace pyttc {
+
+// Calls f(T{}) with the device type behind a dtype.
+template <class F>
+cudaError_t dispatch_device_float(DType dtype, F f) {
+  switch (dtype) {
+    case DType::f32:
+      return f(float{});
+    case DType::bf16:
+      return f(__nv_bfloat16{});
+    case DType::f16:
+      return f(__half{});
+    default:
+      return cudaErrorInvalidValue;
+  }
+}
+
+__device__ __forceinline__ float widen(float x) { return x; }
+__device__ __forceinline__ float widen(__nv_bfloat16 x) { return __bfloat162float(x); }
+__device__ __forceinline__ float widen(__half x) { return __half2float(x); }
+__device__ __forceinline__ void narrow(float x, float& out) { out = x; }
+__device__ __forceinline__ void narrow(float x, __nv_bfloat16& out) {
+  out = __float2bfloat16(x);
+}
+__device__ __forceinline__ void narrow(float x, __half& out) { out = __float2half(x); }
+
+}  // namespace pyttc

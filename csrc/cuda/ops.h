@@ -1,0 +1,20 @@
+// The CUDA ops, as pyttc._cuda offers them: inputs as pyttc/ops checked them, outputs to fill. Each
+// launches on `stream`, allocates nothing and waits for nothing, so that graphs can capture it.
+// Each is defined in the file of its name.
+#pragma once
+#include "cuda_api.h"
+#include "tensor.h"
+
+namespace pyttc {
+
+cudaError_t copy_pages(cudaStream_t stream, const Tensor& k_pages, const Tensor& v_pages,
+                       const Tensor& src, const Tensor& dst);
+
+cudaError_t merge_states(cudaStream_t stream, const Tensor& out_a, const Tensor& lse_a,
+                         const Tensor& out_b, const Tensor& lse_b, const Tensor& out,
+                         const Tensor& lse);
+
+cudaError_t store_kv(cudaStream_t stream, const Tensor& k, const Tensor& v, const Tensor& k_pages,
+                     const Tensor& v_pages, const Tensor& slots);
+
+}  // namespace pyttc

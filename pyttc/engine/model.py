@@ -1,0 +1,106 @@
+"""A transformers causal language model whose forward pass runs on rows: one token of one path
+each."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from . import attention
+from .rows import fix_rows, padded_rows, piecewise
+from .support import own_logits, probe_attention, refuse_by_config, refuse_unfixed
+
+
+class RowModel:
+    """The model, its attention's shape, and its forward pass over rows.
+
+    Attributes:
+        model: the transformers model, with attention replaced.
+        layers, kv_heads, head_dim: what a pool of keys and values has to hold.
+        trial: the model's own logits of the trial prompts, before attention was replaced.
+        invariant: whether the bits of a row are the same whatever rows run beside it.
+    """
+
+    def __init__(self, model: Any, batch_invariant: bool) -> None:
+        self.model, self.config = model.eval().requires_grad_(False), model.config
+        self.device: torch.device = model.device
+        self.dtype: torch.dtype = model.dtype
+        self.invariant = batch_invariant
+        refuse_by_config(self.config)
+        self.vocab: int = model.get_output_embeddings().weight.shape[0]
+        attention.register()
+        model.set_attn_implementation("eager")
+        self.trial = own_logits(model, self.vocab)
+        probe = probe_attention(model)
+        self.layers, self.heads = len(probe), probe[0][0]
+        self.kv_heads, self.head_dim = probe[0][1:]
+        self.head: nn.Module = model.get_output_embeddings()
+        self.softcap: float | None = getattr(self.config, "final_logit_softcapping", None)
+        if batch_invariant:
+            refuse_unfixed(model)
+        linears = fix_rows(model, self.head_dim) if batch_invariant else []
+        inner = {m.weight.shape: m.weight for m in linears if m is not self.head}
+        self._weights: list[torch.Tensor] = list(inner.values())
+        embedded = model.get_input_embeddings().weight.numel()
+        self.parameters = sum(p.numel() for p in model.parameters()) - embedded
+        self.head_parameters = self.head.weight.numel()
+        if model.get_output_embeddings().weight is not model.get_input_embeddings().weight:
+            self.parameters -= self.head_parameters
+        model.set_attn_implementation("pyttc_paths")
+
+    def padded(self, rows: int) -> int:
+        """How many rows a pass over `rows` runs: a number at which the bits of a row are known."""
+        return padded_rows(rows, self._weights) if self.invariant else rows
+
+    @torch.inference_mode()
+    def hidden(
+        self, tokens: torch.Tensor, positions: torch.Tensor, step: attention.Step
+    ) -> torch.Tensor:
+        """The last hidden states [rows, H] of tokens [rows] at positions [rows]."""
+        out = self.model.base_model(
+            input_ids=tokens[None],
+            position_ids=positions[None],
+            use_cache=False,
+            pyttc_step=step,
+        )
+        hidden: torch.Tensor = out.last_hidden_state[0]
+        return hidden
+
+    @torch.inference_mode()
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """[rows, V] from hidden states [rows, H]."""
+        logits: torch.Tensor = self.head(hidden)
+        if self.softcap is not None:
+            capped = partial(soft_cap, self.softcap)
+            logits = piecewise(capped, logits) if self.invariant else capped(logits)
+        return logits
+
+
+def soft_cap(cap: float, x: torch.Tensor) -> torch.Tensor:
+    return torch.tanh(x / cap) * cap
+
+
+def load(
+    source: str, device: torch.device, dtype: torch.dtype | None, batch_invariant: bool
+) -> RowModel:
+    """The model at `source`, a directory or a hub id: safetensors only, no code of its own.
+
+    Raises:
+        Unsupported: with the reason.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    attention.register()
+    config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+    refuse_by_config(config)
+    model = AutoModelForCausalLM.from_pretrained(
+        source,
+        dtype="auto" if dtype is None else dtype,
+        use_safetensors=True,
+        trust_remote_code=False,
+    )
+    placed: Any = model
+    return RowModel(placed.to(device), batch_invariant)

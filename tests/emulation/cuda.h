@@ -1,0 +1,284 @@
+// Runs CUDA C++ kernels on the host: one block at a time, one fiber a thread, switched at every
+// barrier and shuffle. It finds wrong indices, missing barriers that change a result, divergent
+// barriers and, under AddressSanitizer, out-of-bounds accesses; it does not find races.
+// PYTTC_EMULATE_REVERSE=1 in the environment runs blocks and threads in reverse order, so that a
+// result depending on either shows.
+#pragma once
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <driver_types.h>
+#include <ucontext.h>
+#include <vector_types.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <vector>
+
+#undef __global__
+#undef __device__
+#undef __host__
+#undef __forceinline__
+#undef __launch_bounds__
+#undef __shared__
+#undef __grid_constant__
+#undef __restrict__
+#define __global__
+#define __device__
+#define __host__
+#define __forceinline__ inline
+#define __launch_bounds__(...)
+#define __shared__ static  // one block at a time on one OS thread: a static is shared by the block
+#define __grid_constant__
+#define __restrict__
+
+namespace emulation {
+
+enum class Waits { no, block, warp };
+
+struct Thread {
+  ucontext_t context;
+  dim3 id;
+  unsigned index = 0, lane = 0, warp = 0;
+  bool done = false;
+  Waits waits = Waits::no;
+  uint64_t slot = 0;  // what the thread offers to the others of its warp
+};
+
+struct Block {
+  std::vector<std::unique_ptr<Thread>> threads;
+  std::vector<char> stacks, shared;
+  std::function<void()> body;
+  ucontext_t scheduler;
+  Thread* running = nullptr;
+  dim3 id, size, grid;
+};
+
+inline Block*& block() {
+  static Block* current = nullptr;
+  return current;
+}
+
+inline void enter() {
+  Block* b = block();
+  b->body();
+  b->running->done = true;
+  swapcontext(&b->running->context, &b->scheduler);
+}
+
+inline void wait(Waits what) {
+  Block* b = block();
+  Thread* me = b->running;
+  me->waits = what;
+  swapcontext(&me->context, &b->scheduler);
+}
+
+inline bool reversed() {
+  static const bool value = [] {
+    const char* set = std::getenv("PYTTC_EMULATE_REVERSE");
+    return set && *set == '1';
+  }();
+  return value;
+}
+
+inline bool release(Block& b, size_t from, size_t to, Waits what) {
+  bool any = false;
+  for (size_t i = from; i < to; ++i) {
+    if (b.threads[i]->done) continue;
+    any = true;
+    if (b.threads[i]->waits != what) return false;
+  }
+  for (size_t i = from; any && i < to; ++i) b.threads[i]->waits = Waits::no;
+  return any;
+}
+
+inline void run(Block& b) {
+  const size_t n = b.threads.size();
+  for (size_t left = n; left;) {
+    bool progress = false;
+    for (size_t k = 0; k < n; ++k) {
+      Thread* t = b.threads[reversed() ? n - 1 - k : k].get();
+      if (t->done || t->waits != Waits::no) continue;
+      b.running = t;
+      swapcontext(&b.scheduler, &t->context);
+      progress = true;
+      left -= t->done;
+    }
+    for (size_t warp = 0; warp < n; warp += 32)
+      progress |= release(b, warp, std::min(n, warp + 32), Waits::warp);
+    if (release(b, 0, n, Waits::block)) progress = true;
+    if (left && !progress) {
+      std::fprintf(stderr, "emulation: divergent barrier in block (%u, %u, %u)\n", b.id.x, b.id.y,
+                   b.id.z);
+      std::abort();
+    }
+  }
+}
+
+template <class F>
+void launch(dim3 grid, dim3 size, size_t shared_bytes, F body) {
+  constexpr size_t kStack = 64 << 10;
+  const unsigned n = size.x * size.y * size.z;
+  Block b;
+  b.size = size;
+  b.grid = grid;
+  b.body = body;
+  b.stacks.resize(n * kStack);
+  const uint64_t blocks = uint64_t{grid.x} * grid.y * grid.z;
+  for (uint64_t k = 0; k < blocks; ++k) {
+    const uint64_t i = reversed() ? blocks - 1 - k : k;
+    b.id = dim3(i % grid.x, i / grid.x % grid.y, i / grid.x / grid.y);
+    b.shared.assign(shared_bytes + 1024, static_cast<char>(0xff));  // NaN, not zero
+    b.threads.clear();
+    for (unsigned j = 0; j < n; ++j) {
+      auto t = std::make_unique<Thread>();
+      t->index = j;
+      t->id = dim3(j % size.x, j / size.x % size.y, j / size.x / size.y);
+      t->lane = j % 32;
+      t->warp = j / 32;
+      getcontext(&t->context);
+      t->context.uc_stack.ss_sp = b.stacks.data() + j * kStack;
+      t->context.uc_stack.ss_size = kStack;
+      t->context.uc_link = nullptr;
+      makecontext(&t->context, enter, 0);
+      b.threads.push_back(std::move(t));
+    }
+    block() = &b;
+    run(b);
+  }
+  block() = nullptr;
+}
+
+// What lane `source` of this warp offers; every live lane must take part.
+template <class T>
+T exchange(T value, int source) {
+  static_assert(sizeof(T) <= 8);
+  Block* b = block();
+  Thread* me = b->running;
+  me->slot = 0;
+  std::memcpy(&me->slot, &value, sizeof(T));
+  wait(Waits::warp);
+  const size_t j = me->warp * 32 + (source & 31);
+  T result;
+  std::memcpy(&result, &b->threads[j < b->threads.size() ? j : me->index]->slot, sizeof(T));
+  wait(Waits::warp);
+  return result;
+}
+
+inline char* shared_memory() {
+  const auto p = reinterpret_cast<uintptr_t>(block()->shared.data());
+  return reinterpret_cast<char*>((p + 1023) & ~uintptr_t{1023});
+}
+
+inline int lane() { return static_cast<int>(block()->running->lane); }
+
+}  // namespace emulation
+
+#define threadIdx (emulation::block()->running->id)
+#define blockIdx (emulation::block()->id)
+#define blockDim (emulation::block()->size)
+#define gridDim (emulation::block()->grid)
+#define PYTTC_DYNAMIC_SHARED(T, name) T* name = reinterpret_cast<T*>(emulation::shared_memory())
+#define PYTTC_LAUNCH(kernel, grid, size, shared_bytes, stream, ...) \
+  emulation::launch(grid, size, shared_bytes, [&] { kernel(__VA_ARGS__); })
+
+inline cudaError_t cudaGetLastError() { return cudaSuccess; }
+inline const char* cudaGetErrorString(cudaError_t) { return "invalid value"; }
+inline cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess; }
+inline cudaError_t cudaSetDevice(int) { return cudaSuccess; }
+template <class F>
+cudaError_t cudaFuncSetAttribute(F, cudaFuncAttribute, int) {
+  return cudaSuccess;
+}
+
+inline void __syncthreads() { emulation::wait(emulation::Waits::block); }
+inline void __syncwarp(unsigned = ~0u) { emulation::wait(emulation::Waits::warp); }
+inline void __threadfence() {}
+
+template <class T>
+T __shfl_sync(unsigned, T value, int source) {
+  return emulation::exchange(value, source);
+}
+template <class T>
+T __shfl_xor_sync(unsigned, T value, int mask) {
+  return emulation::exchange(value, emulation::lane() ^ mask);
+}
+template <class T>
+T __shfl_down_sync(unsigned, T value, int by) {
+  const int source = emulation::lane() + by;
+  return emulation::exchange(value, source > 31 ? emulation::lane() : source);
+}
+template <class T>
+T __shfl_up_sync(unsigned, T value, int by) {
+  const int source = emulation::lane() - by;
+  return emulation::exchange(value, source < 0 ? emulation::lane() : source);
+}
+inline unsigned __ballot_sync(unsigned, int predicate) {
+  unsigned votes = 0;
+  for (int i = 0; i < 32; ++i)
+    votes |= static_cast<unsigned>(emulation::exchange<int>(predicate != 0, i)) << i;
+  return votes;
+}
+inline int __any_sync(unsigned mask, int predicate) { return __ballot_sync(mask, predicate) != 0; }
+inline int __all_sync(unsigned mask, int predicate) { return __ballot_sync(mask, !predicate) == 0; }
+inline int __syncthreads_or(int predicate) {
+  static int any;  // set before the first barrier, read after it, reset after the second
+  if (predicate) any = 1;
+  __syncthreads();
+  const int result = any;
+  __syncthreads();
+  any = 0;
+  return result;
+}
+
+template <class T>
+T atomicAdd(T* p, T v) {
+  const T old = *p;
+  *p = old + v;
+  return old;
+}
+template <class T>
+T atomicMax(T* p, T v) {
+  const T old = *p;
+  *p = std::max(old, v);
+  return old;
+}
+template <class T>
+T atomicMin(T* p, T v) {
+  const T old = *p;
+  *p = std::min(old, v);
+  return old;
+}
+template <class T>
+T __ldg(const T* p) {
+  return *p;
+}
+
+inline float __expf(float x) { return std::exp(x); }
+inline float __logf(float x) { return std::log(x); }
+inline float __fmaf_rn(float a, float b, float c) { return std::fma(a, b, c); }
+inline float __fadd_rn(float a, float b) { return a + b; }
+inline float __fmul_rn(float a, float b) { return a * b; }
+inline float __uint_as_float(unsigned u) {
+  float x;
+  std::memcpy(&x, &u, 4);
+  return x;
+}
+inline unsigned __float_as_uint(float x) {
+  unsigned u;
+  std::memcpy(&u, &x, 4);
+  return u;
+}
+inline unsigned __umulhi(unsigned a, unsigned b) {
+  return static_cast<unsigned>(uint64_t{a} * b >> 32);
+}
+inline int __popc(unsigned x) { return __builtin_popcount(x); }
+inline int __ffs(int x) { return __builtin_ffs(x); }
+inline int __clz(int x) { return x ? __builtin_clz(x) : 32; }
+using std::max;
+using std::min;

@@ -1,0 +1,235 @@
+"""Every kernel on the device against the reference on the CPU, and what only a device can show: graphs,
+streams, large offsets, repetition, and that bits do not depend on the batch."""
+
+import functools
+import os
+
+import pytest
+import torch
+
+import pyttc
+
+from ..forests import Forest
+from ..kernels import IN_PLACE, calls, check, dense, kernel_ops, moved, run, sample_calls, tops
+from ..ops import fresh
+
+LAUNCHES = int(os.environ.get("PYTTC_LAUNCHES", 2000))
+IMPLS = [(impl, name) for impl in ("triton", "cuda") for name in kernel_ops(impl)]
+each_kernel = pytest.mark.parametrize(("impl", "name"), IMPLS)
+
+
+def equal(a, b):
+    return all(torch.equal(x.nan_to_num(7.0), y.nan_to_num(7.0)) for x, y in zip(a, b, strict=True))
+
+
+@each_kernel
+def test_against_the_reference(impl, name):
+    for call in calls(name):
+        check(name, call, impl, "cuda")
+
+
+@each_kernel
+def test_captured_graphs_replay(impl, name):
+    for call in calls(name)[:6]:
+        args = moved(fresh(call), "cuda")
+        expected = run(name, moved(fresh(call), "cuda"), impl)
+        run(name, moved(fresh(call), "cuda"), impl)  # compiles
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            got = run(name, args, impl)
+        for _ in range(2):
+            if name not in IN_PLACE:
+                for t in got:
+                    t.fill_(3)
+            graph.replay()
+        if name != "copy_pages":  # twice the same copies are another result
+            assert equal(got, expected)
+
+
+@each_kernel
+def test_runs_on_the_current_stream(impl, name):
+    for call in calls(name)[:3]:
+        expected = run(name, moved(fresh(call), "cuda"), impl)
+        torch.cuda.synchronize()
+        stream = torch.cuda.Stream()
+        with torch.cuda.stream(stream):
+            args = moved(fresh(call), "cuda")
+            torch.cuda._sleep(10_000_000)
+            got = run(name, args, impl)
+        stream.synchronize()
+        assert equal(got, expected)
+
+
+def test_a_graph_stays_valid_while_the_tree_changes():
+    first, second = (Forest.draw(seed, torch.bfloat16, heads=(8, 2), dim=64) for seed in (3, 4))
+    second.q = first.q[:1].expand(len(second.leaves), -1, -1).contiguous()
+    paths = max(len(first.leaves), len(second.leaves))
+    ready = []
+    for forest in (first, second):
+        forest.leaves += [forest.leaves[0]] * (paths - len(forest.leaves))
+        forest.q = forest.q[[i % len(forest.q) for i in range(paths)]]
+        k_pages, v_pages, tree = forest.paged(16)
+        ready.append((k_pages.cuda(), v_pages.cuda(), tree.to("cuda"), forest.q.cuda()))
+    plans = [tree.plan(q, k) for k, _, tree, q in ready]
+    size = [max(a.shape[0], b.shape[0]) for a, b in zip(*plans, strict=True)]
+    plan = [
+        torch.zeros(n, *t.shape[1:], dtype=t.dtype).cuda()
+        for n, t in zip(size, plans[0], strict=True)
+    ]
+    pages = max(k.shape[0] for k, *_ in ready)
+    k_pages, v_pages = (
+        torch.zeros(pages, *ready[0][0].shape[1:]).bfloat16().cuda() for _ in range(2)
+    )
+    q = torch.empty_like(ready[0][3])
+    op = torch.ops.pyttc.prefix_tree_attention
+    empty = torch.zeros(0, dtype=torch.int32, device="cuda")
+    fixed = (empty, torch.zeros(1, dtype=torch.int32, device="cuda"), empty, empty)
+    leaves = torch.zeros(paths, dtype=torch.int32, device="cuda")
+    call = functools.partial(op, q, k_pages, v_pages, *fixed, leaves, plan=plan, impl="triton")
+
+    def fill(i):
+        for to, source in zip(plan, plans[i], strict=True):
+            to.zero_()[: source.shape[0]] = source
+        k_pages[: ready[i][0].shape[0]] = ready[i][0]
+        v_pages[: ready[i][1].shape[0]] = ready[i][1]
+        q.copy_(ready[i][3])
+
+    fill(0)
+    call()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        got = call()
+    for i in (1, 0):
+        fill(i)
+        graph.replay()
+        k, v, tree, queries = ready[i]
+        expected = pyttc.prefix_tree_attention(queries, k, v, tree, impl="triton")
+        assert equal(got, expected)
+
+
+@pytest.mark.parametrize("impl", ["triton", "cuda"])
+def test_pools_beyond_two_billion_elements(impl):
+    pages, size, heads, d = 2**31 // (64 * 8 * 128) + 8, 64, 8, 128
+    k_pages = torch.zeros(pages, size, heads, d, dtype=torch.bfloat16, device="cuda")
+    v_pages = torch.zeros_like(k_pages)
+    k, v = torch.randn(2, 3, heads, d, device="cuda").bfloat16()
+    last = pages * size - 1
+    if impl in pyttc.dispatch.ops["store_kv"].impls:
+        pyttc.store_kv(k, v, k_pages, v_pages, torch.tensor([last, 5, -1]).cuda(), impl=impl)
+        assert torch.equal(k_pages[-1, -1], k[0]) and torch.equal(v_pages[0, 5], v[1])
+    if impl in pyttc.dispatch.ops["copy_pages"].impls:
+        k_pages[-1] = 3
+        src, dst = torch.tensor([pages - 1, 0]).cuda(), torch.tensor([1, pages - 2]).cuda()
+        pyttc.copy_pages(k_pages, v_pages, src, dst, impl=impl)
+        assert (k_pages[1] == 3).all() and torch.equal(v_pages[-2, 5], v[1])
+    if impl == "triton":
+        k_pages[pages - 2 :] = 1
+        tree = pyttc.PrefixTree([-1], [[pages - 1, pages - 2]], [100], [0], size, device="cuda")
+        out, lse = pyttc.prefix_tree_attention(k[:1], k_pages, k_pages, tree, impl=impl)
+        assert torch.allclose(out.float(), torch.ones_like(out).float(), atol=1e-2)
+
+
+def test_rows_beyond_two_billion_elements():
+    logits = torch.zeros(16400, 2**17, dtype=torch.bfloat16, device="cuda")
+    logits[-1, 99_999] = 5
+    assert pyttc.topk_score(logits, 1, impl="triton").indices[-1].item() == 99_999
+
+
+def test_repeated_draws_do_not_differ():
+    (logits,), kwargs = moved(sample_calls()[11], "cuda")
+    first = pyttc.sample(logits, **kwargs, impl="triton")
+    different = torch.zeros((), dtype=torch.int64, device="cuda")
+    for _ in range(LAUNCHES):
+        again = pyttc.sample(logits, **kwargs, impl="triton")
+        for a, b in zip(again, first, strict=True):
+            different += (a != b).sum()
+    assert different.item() == 0
+
+
+@pytest.mark.parametrize("rows", [1, 2, 17, 64, 257])
+def test_the_batch_does_not_show_in_the_bits(rows):
+    logits = tops("random", (257, 151_936), torch.bfloat16).cuda()
+    ids = torch.arange(257).cuda()
+    whole = pyttc.sample(
+        logits, seed=3, path_ids=ids, positions=ids, top_p=0.9, topk=20, impl="triton"
+    )
+    part = pyttc.sample(
+        logits[:rows],
+        seed=3,
+        path_ids=ids[:rows],
+        positions=ids[:rows],
+        top_p=0.9,
+        topk=20,
+        impl="triton",
+    )
+    assert equal(part, [t[:rows] for t in whole])
+    hidden, weight = (
+        torch.randn(257, 512).bfloat16().cuda(),
+        torch.randn(5000, 512).bfloat16().cuda(),
+    )
+    many = pyttc.lm_head_topk(hidden, weight, 8, impl="triton")
+    assert equal(
+        pyttc.lm_head_topk(hidden[:rows], weight, 8, impl="triton"), [t[:rows] for t in many]
+    )
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_sharing_does_not_show_in_the_bits(seed):
+    forest = Forest.draw(seed, nodes=9, paths=40, long=True)
+    ways = [
+        forest,
+        forest.unshared(),
+        forest.cut(seed),
+        forest.pick(list(range(len(forest.leaves)))),
+    ]
+    results = []
+    for way in ways:
+        k_pages, v_pages, tree = way.paged(16)
+        results.append(
+            pyttc.prefix_tree_attention(
+                way.q.cuda(), k_pages.cuda(), v_pages.cuda(), tree.to("cuda"), impl="triton"
+            )
+        )
+    for other in results[1:]:
+        assert equal(other, results[0])
+
+
+def test_both_attention_ops_give_the_same_bits():
+    call, _ = moved(dense(1, 64, (32, 8), 128, 2100, 256, torch.bfloat16), "cuda")
+    q, k_prefix, v_prefix, k_suffix, v_suffix, lens = call
+    out, lse = pyttc.shared_prefix_attention(*call, impl="triton")
+    keys = [k_prefix[0], *(k_suffix[0, n, : lens[0, n]] for n in range(64))]
+    values = [v_prefix[0], *(v_suffix[0, n, : lens[0, n]] for n in range(64))]
+    parents, leaves = [-1] + [0] * 64, list(range(1, 65))
+    forest = Forest(parents, [t.cpu() for t in keys], [t.cpu() for t in values], leaves, q[0].cpu())
+    k_pages, v_pages, tree = forest.paged(16)
+    got = pyttc.prefix_tree_attention(
+        q[0], k_pages.cuda(), v_pages.cuda(), tree.to("cuda"), impl="triton"
+    )
+    assert equal(got, (out[0], lse[0]))
+
+
+def test_tokens_are_those_of_the_cpu():
+    """1,000 rows with every filter; a draw within an ulp of a boundary may fall on its other side."""
+    make = torch.Generator().manual_seed(0)
+    logits = (torch.randn(1000, 32_000, generator=make) * 3).bfloat16()
+    ids = torch.arange(1000)
+    choose = torch.rand(5, 1000, generator=make, dtype=torch.float64)
+    parameters = {
+        "seed": torch.full((1000,), 9),
+        "temperature": (choose[0] * 2).masked_fill_(choose[1] < 0.05, 0),
+        "top_k": torch.where(choose[1] < 0.5, 0, (choose[2] * 300).long()),
+        "top_p": torch.where(choose[3] < 0.5, 1.0, choose[3]),
+        "min_p": torch.where(choose[4] < 0.5, 0.0, choose[4] / 5),
+    }
+    here = pyttc.sample(logits, path_ids=ids, positions=ids, topk=8, **parameters, impl="native")
+    there = pyttc.sample(
+        *moved((logits,), "cuda"),
+        **moved({"path_ids": ids, "positions": ids, **parameters}, "cuda"),
+        topk=8,
+        impl="triton",
+    )
+    assert torch.equal(there.topk_indices.cpu(), here.topk_indices)
+    assert (there.tokens.cpu() != here.tokens).sum() <= 1

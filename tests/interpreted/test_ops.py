@@ -1,0 +1,61 @@
+"""Every Triton kernel in the interpreter against the reference."""
+
+import pytest
+import torch
+
+import pyttc
+
+from ..forests import Forest
+from ..kernels import calls, check, dense, kernel_ops
+
+
+@pytest.mark.parametrize("name", kernel_ops("triton"))
+def test_against_the_reference(name):
+    for call in calls(name):
+        check(name, call, "triton")
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_sharing_does_not_show_in_attention(seed):
+    forest = Forest.draw(seed + 1, nodes=5, paths=5)
+    shared = forest.run(8, impl="triton")
+    for other in (forest.unshared(), forest.cut(seed)):
+        for a, b in zip(other.run(16, impl="triton"), shared, strict=True):
+            assert torch.equal(a, b)
+
+
+def test_both_attention_ops_give_the_same_bits():
+    (q, k_prefix, v_prefix, k_suffix, v_suffix, lens), _ = dense(
+        1, 3, (4, 2), 24, 530, 90, torch.bfloat16
+    )
+    out, lse = pyttc.shared_prefix_attention(
+        q, k_prefix, v_prefix, k_suffix, v_suffix, lens, impl="triton"
+    )
+    keys = [k_prefix[0], *(k_suffix[0, n, : lens[0, n]] for n in range(3))]
+    values = [v_prefix[0], *(v_suffix[0, n, : lens[0, n]] for n in range(3))]
+    forest = Forest([-1, 0, 0, 0], keys, values, [1, 2, 3], q[0])
+    for a, b in zip(forest.run(16, impl="triton"), (out[0], lse[0]), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_neighbour_with_infinite_values_does_not_show():
+    (q, k_prefix, v_prefix, k_suffix, v_suffix, lens), _ = dense(
+        1, 4, (4, 2), 16, 40, 30, torch.float32
+    )
+    lens.fill_(30)
+    k_suffix, v_suffix = k_suffix.nan_to_num(), v_suffix.nan_to_num()
+    call = q, k_prefix, v_prefix, k_suffix, v_suffix, lens
+    before = pyttc.shared_prefix_attention(*call, impl="triton")
+    k_suffix[0, 1], v_suffix[0, 1] = float("inf"), float("nan")
+    after = pyttc.shared_prefix_attention(*call, impl="triton")
+    for a, b in zip(after, before, strict=True):
+        assert torch.equal(a[0, [0, 2, 3]], b[0, [0, 2, 3]])
+
+
+def test_rows_do_not_show_in_each_other():
+    logits = torch.randn(3, 4500) * 2
+    whole = pyttc.topk_score(logits, 9, impl="triton")
+    for row in range(3):
+        alone = pyttc.topk_score(logits[row : row + 1].clone(), 9, impl="triton")
+        for a, b in zip(alone, whole, strict=True):
+            assert torch.equal(a[0], b[row])

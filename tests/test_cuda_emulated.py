@@ -1,0 +1,60 @@
+"""The CUDA kernels run on the CPU by the host emulation, forwards and backwards and under
+AddressSanitizer, against the reference."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from . import emulation
+
+pytestmark = pytest.mark.skipif(
+    emulation.cuda_include() is None, reason="the emulation needs the CUDA toolkit's headers"
+)
+PROGRAM = """
+import sys
+from pathlib import Path
+from tests import emulation, kernels
+from pyttc import dispatch
+
+module = emulation.load(Path(sys.argv[1]))
+dispatch.cuda_module = lambda: module
+for name in kernels.kernel_ops("cuda"):
+    op = dispatch.ops[name]
+    op.impls["cuda"].missing = op.impls["cuda"].device = None
+    sys.modules[f"pyttc.ops.{name}"].cuda_module = lambda: module
+    for call in kernels.calls(name):
+        kernels.check(name, call, "cuda")
+    print(name, len(kernels.calls(name)))
+"""
+
+
+def run(library: Path, **environment: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(library)],
+        env={**os.environ, **environment},
+        cwd=emulation.ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr[-6000:]
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory):
+    return emulation.build(tmp_path_factory.mktemp("emulated"))
+
+
+@pytest.mark.parametrize("reverse", ["0", "1"])
+def test_against_the_reference(library, reverse):
+    assert "store_kv" in run(library, PYTTC_EMULATE_REVERSE=reverse)
+
+
+def test_addresses(tmp_path):
+    library = emulation.build(tmp_path, "_cuda_sanitized", ("-fsanitize=address", "-g"))
+    find = ["g++", "-print-file-name=libasan.so"]
+    preload = subprocess.run(find, capture_output=True, text=True, check=True).stdout.strip()
+    run(library, LD_PRELOAD=preload, ASAN_OPTIONS="detect_leaks=0:detect_stack_use_after_return=0")

@@ -1,0 +1,220 @@
+"""The engine against plain transformers: the same tokens, whatever else runs beside a path."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from pyttc import sample
+from pyttc.engine import Engine, OutOfPages, Unsupported
+from pyttc.engine import engine as engine_module
+from tests import tiny_models
+from tests.common import threads
+
+
+def load(kind: str, folder: Any, dtype: torch.dtype = torch.float32, **changes: Any) -> Engine:
+    engine = Engine.from_pretrained(
+        tiny_models.make(kind, folder, dtype, **changes), memory="48MiB"
+    )
+    # what nobody stored must never be read
+    engine.pool.k.fill_(torch.nan)
+    engine.pool.v.fill_(torch.nan)
+    return engine
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Engine:
+    return load("llama", tmp_path_factory.mktemp("llama"))
+
+
+def prompts(count: int, longest: int, seed: int = 0) -> list[list[int]]:
+    rng = np.random.default_rng(seed)
+    return [rng.integers(2, 320, int(rng.integers(1, longest))).tolist() for _ in range(count)]
+
+
+def written(paths: Any) -> list[list[int]]:
+    return [[t for t in row if t >= 0] for row in paths.tokens.tolist()]
+
+
+def test_greedy_tokens_are_those_of_transformers_on_200_prompts(llama: Engine) -> None:
+    given = prompts(200, 40)
+    got = written(llama.prefill(given).decode(max_new_tokens=12, temperature=0))
+    model = tiny_models.plain_model(llama.model.config.name_or_path)
+    assert got == [tiny_models.plain_loop(model, p, 12) for p in given]
+
+
+@pytest.mark.parametrize("kind", [k for k in tiny_models.CONFIGS if k != "llama"])
+def test_every_architecture_gives_the_tokens_of_transformers(kind: str, tmp_path: Any) -> None:
+    engine = load(kind, tmp_path)
+    given = prompts(12, 40, seed=1)
+    got = written(engine.prefill(given).decode(max_new_tokens=16, temperature=0))
+    model = tiny_models.plain_model(str(tmp_path))
+    assert got == [tiny_models.plain_loop(model, p, 16) for p in given]
+
+
+def test_sampled_tokens_are_those_of_a_plain_loop(llama: Engine) -> None:
+    model = tiny_models.plain_model(llama.model.config.name_or_path)
+    settings: dict[str, Any] = {"temperature": 0.8, "top_p": 0.9, "top_k": 40}
+    for prompt in prompts(6, 40, seed=2):
+        forks = llama.prefill(prompt).fork(4, seed=5)
+        keys, ids = forks.sample_identity(np.arange(4))
+
+        def choose(
+            logits: torch.Tensor, position: int, k: int, keys: Any = keys, ids: Any = ids
+        ) -> int:
+            draw = sample(
+                logits,
+                seed=int(keys[k]),
+                path_ids=torch.tensor([int(ids[k])]),
+                positions=torch.tensor([position]),
+                **settings,
+            )
+            return int(draw.tokens)
+
+        expected = [
+            tiny_models.plain_loop(model, prompt, 10, lambda x, at, k=k: choose(x, at, k))
+            for k in range(4)
+        ]
+        assert written(forks.decode(max_new_tokens=10, **settings)) == expected
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_bits_do_not_depend_on_the_batch(dtype: torch.dtype, tmp_path: Any) -> None:
+    engine = load("llama", tmp_path, dtype)
+    given = prompts(70, 24, seed=3)
+
+    def states(which: list[int]) -> list[torch.Tensor]:
+        paths = engine.prefill([given[i] for i in which])
+        first = paths.hidden()
+        paths.append([[given[i][0]] for i in which])
+        second = paths.hidden()
+        return [first, second, paths.logits(np.arange(len(which)))]
+
+    everyone = states(list(range(70)))
+    for n in [*range(1, 20), 31, 32, 33, 47, 64, 65, 70]:
+        for a, b in zip(everyone, states(list(range(n))), strict=True):
+            assert torch.equal(a[:n], b), n
+    for count in (2, 3):
+        with threads(count):
+            for a, b in zip(everyone, states([69, 3, 20]), strict=True):
+                assert torch.equal(a[[69, 3, 20]], b), count
+
+
+def test_a_path_is_the_same_whatever_n_neighbours_order_and_sharing(llama: Engine) -> None:
+    def run(paths: Any) -> list[list[int]]:
+        return written(paths.decode(max_new_tokens=8, temperature=1.0))
+
+    a, b = prompts(2, 60, seed=4)
+    many = run(llama.prefill(a).fork(256, seed=1))
+    assert run(llama.prefill(a).fork(64, seed=1)) == many[:64]
+    assert run(llama.prefill(a, share=False).fork(1, seed=1, start=17)) == many[17:18]
+    both = run(llama.prefill([b, a], share=False).fork(8, seed=1))
+    assert both[8:] == many[:8] and both[:8] == run(llama.prefill(b).fork(8, seed=1))
+    shuffled = llama.prefill(a).fork(16, seed=1).select(list(range(15, -1, -1)))
+    assert run(shuffled) == many[:16][::-1]
+    assert run(llama.prefill(a).fork(64, seed=2)) != many[:64]
+    assert len({tuple(row) for row in many}) > 250
+
+
+def test_sharing_and_chunks_do_not_change_bits(
+    llama: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long = prompts(1, 2, seed=5)[0] * 90
+    expected = llama.prefill(long, share=False).hidden()
+    held = llama.prefill(long[:70])
+    free = llama.free_pages
+    shared = llama.prefill(long)
+    assert free - llama.free_pages == 2  # of 6 pages, 4 are those of `held`
+    assert torch.equal(shared.hidden(), expected)
+    for chunk in (1, 7, 64):
+        monkeypatch.setattr(engine_module, "CHUNK", chunk)
+        assert torch.equal(llama.prefill(long, share=False).hidden(), expected)
+    # forced, a token has the bits it has in a prompt
+    assert torch.equal(held.append(long[70:80]).append(long[80:]).hidden(), expected)
+
+
+def test_out_of_pages_leaves_paths_as_they_were(tmp_path: Any) -> None:
+    folder = tiny_models.make("llama", tmp_path)
+    page = Engine.from_pretrained(folder, memory="1MiB").pool.page_bytes
+    engine = Engine.from_pretrained(folder, memory=10 * page)
+    assert engine.required_pages([20], paths=8, new_tokens=30) == 2 + 8 * 3
+    with pytest.raises(OutOfPages, match="needs 11 pages and 10 of 10 are free"):
+        engine.prefill(list(range(2, 172)))
+    assert engine.free_pages == 10
+    root = engine.prefill(list(range(2, 22)))
+    paths = root.fork(8, seed=0)
+    with pytest.raises(OutOfPages) as caught:
+        paths.decode(max_new_tokens=30, until=[])
+    assert caught.value.free < caught.value.needed
+    so_far = written(paths)
+    assert all(row for row in so_far)
+    paths.select([2]).decode(max_new_tokens=20)
+    alone = engine.prefill(list(range(2, 22))).fork(1, seed=0, start=2)
+    root.free()
+    alone.decode(max_new_tokens=len(written(paths)[0]))
+    assert written(alone) == written(paths)
+
+
+def test_memory_is_what_the_unique_tokens_need(llama: Engine) -> None:
+    prompt = prompts(1, 2, seed=6)[0] * 4096
+    paths = llama.prefill(prompt).fork(64, seed=0)
+    llama.eos, eos = [], llama.eos
+    paths.decode(max_new_tokens=64)
+    llama.eos = eos
+    unique = (4096 + 64 * 64) * llama.pool.token_bytes
+    assert llama.kv_bytes <= 1.1 * unique
+    assert paths.cost.unshared.kv_bytes_held > 30 * unique
+    assert paths.cost.ran.kv_bytes_held <= 1.1 * unique
+
+
+def test_prompt_given_to_generate_on_pyttc_kernels(tmp_path: Any) -> None:
+    for kind in ("llama", "qwen2_window", "gemma2"):
+        folder = tiny_models.make(kind, tmp_path / kind)
+        from pyttc.engine import register
+
+        register()
+        eager = tiny_models.plain_model(folder)
+        ours = transformers.AutoModelForCausalLM.from_pretrained(
+            folder, attn_implementation="pyttc"
+        )
+        ids = torch.tensor([[1, 1, 1, 7, 8, 9], [20, 21, 22, 23, 24, 25]])
+        mask = torch.tensor([[0, 0, 0, 1, 1, 1], [1, 1, 1, 1, 1, 1]])
+        for keep in (slice(1, 2), slice(0, 2)):
+            arguments = {"attention_mask": mask[keep], "do_sample": False, "max_new_tokens": 12}
+            expected = eager.generate(ids[keep], **arguments)
+            assert torch.equal(ours.generate(ids[keep], **arguments), expected)
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        ("MambaConfig", "linear_attention"),
+        ("GptOssConfig", "sinks"),
+        ("DeepseekV3Config", "latent attention"),
+        ("T5GemmaConfig", "encoder"),
+        ("BloomConfig", "attention that can be replaced|trial pass"),
+    ],
+)
+def test_models_that_cannot_be_served_are_refused(config: str, reason: str, tmp_path: Any) -> None:
+    shape = {k: v for k, v in tiny_models.SHAPE.items() if k != "intermediate_size"}
+    if config == "T5GemmaConfig":
+        transformers.T5GemmaConfig().save_pretrained(tmp_path)
+    else:
+        made = getattr(transformers, config)(
+            **shape,
+            **({"intermediate_size": 64} if config != "BloomConfig" else {}),
+            **({"num_local_experts": 2, "num_experts_per_tok": 1} if "Oss" in config else {}),
+        )
+        transformers.AutoModelForCausalLM.from_config(made).save_pretrained(tmp_path)
+    with pytest.raises(Unsupported, match=reason):
+        Engine.from_pretrained(tmp_path, memory="8MiB")
+
+
+def test_rotary_embeddings_that_feel_the_batch_are_refused(tmp_path: Any) -> None:
+    rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
+    with pytest.raises(Unsupported, match="depend on the longest path"):
+        Engine.from_pretrained(tiny_models.make("llama", tmp_path, rope_parameters=rope))

@@ -1,0 +1,178 @@
+"""What the two attention ops share. A path's tokens lie on a fixed grid: tiles of TILE tokens anchored at
+position 0, chunks of CHUNK tokens. A program takes up to ROWS query rows through tiles of one chunk, in
+order, and leaves a state (maximum, sum, weighted values); a second kernel merges a path's chunks
+in order. Every tile goes through the same product of ROWS x TILE whoever shares it, and a row's numbers in
+it depend on that row alone, so its bits do not tell who else was there."""
+
+import torch
+import triton
+import triton.language as tl
+
+TILE = 64
+CHUNK = 512
+ROWS = 64
+LOG2E = tl.constexpr(1.4426950408889634)
+
+
+@triton.jit
+def tanh(x):
+    """By its series to x^11 below 0.4, where the quotient would cancel. Error about 2e-7 of the result."""
+    square = x * x
+    p = square * -0.008863235529902197 + 0.021869488536155203
+    p = p * square - 0.05396825396825397
+    p = p * square + 0.13333333333333333
+    p = p * square - 0.3333333333333333
+    small = x + x * square * p
+    e = tl.exp2(tl.abs(x) * -2.8853900817779268)
+    large = (1.0 - e) / (1.0 + e)
+    large = tl.where(x < 0.0, -large, large)
+    return tl.where(tl.abs(x) < 0.4, small, large)
+
+
+@triton.jit
+def attend(
+    state,
+    q,
+    k_at,
+    v_at,
+    seen,
+    live,
+    in_tile,
+    d,
+    scale,
+    softcap,
+    D: tl.constexpr,
+    SOFTCAP: tl.constexpr,
+):
+    """Takes the rows through one tile. Row i sees token j where seen[i, j]; rows that are not live keep
+    their bits; tokens not in_tile are not read."""
+    high, total, values = state
+    inside = in_tile[:, None] & (d < D)[None, :]
+    k = tl.load(k_at, mask=inside, other=0.0)
+    scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
+    if SOFTCAP:
+        scores = softcap * tanh(scores / softcap)
+    scores = tl.where(seen, scores * LOG2E, float("-inf"))
+    now = tl.maximum(high, tl.max(scores, 1))
+    # Nothing seen yet has the maximum -inf, which must not be subtracted from itself.
+    safe = tl.where(now == float("-inf"), 0.0, now)
+    ratio = tl.exp2(high - safe)
+    p = tl.exp2(scores - safe[:, None])
+    v = tl.load(v_at, mask=inside, other=0.0)
+    more = tl.dot(p.to(v.dtype), v, input_precision="ieee")
+    total = total * ratio + tl.sum(p, 1)
+    # Another path's values must not reach a row even as 0 * inf.
+    values = tl.where(live[:, None], values * ratio[:, None] + more, values)
+    return now, total, values
+
+
+@triton.jit
+def empty_state(ROWS: tl.constexpr, BLOCK_D: tl.constexpr):
+    high = tl.full((ROWS,), float("-inf"), tl.float32)
+    return high, tl.zeros((ROWS,), tl.float32), tl.zeros((ROWS, BLOCK_D), tl.float32)
+
+
+@triton.jit
+def store_state(state, at, live, d, high_ptr, total_ptr, values_ptr, D: tl.constexpr):
+    high, total, values = state
+    tl.store(high_ptr + at, high, mask=live)
+    tl.store(total_ptr + at, total, mask=live)
+    tl.store(
+        values_ptr + at[:, None] * D + d[None, :], values, mask=live[:, None] & (d < D)[None, :]
+    )
+
+
+@triton.jit
+def merge_chunks_kernel(
+    high_ptr,
+    total_ptr,
+    values_ptr,
+    paths_ptr,
+    lengths_ptr,
+    firsts_ptr,
+    path_stride,
+    out_ptr,
+    lse_ptr,
+    heads,
+    D: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    CHUNK: tl.constexpr,
+):
+    """Path paths[i] has ceil(lengths[i] / CHUNK) states from firsts[i] on, each of all heads."""
+    i = tl.program_id(0).to(tl.int64) * path_stride
+    path = tl.load(paths_ptr + i).to(tl.int64)
+    chunks = (tl.load(lengths_ptr + i) + CHUNK - 1) // CHUNK
+    first = tl.load(firsts_ptr + i).to(tl.int64)
+    head = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)
+    d = tl.arange(0, BLOCK_D)
+    live = head < heads
+    inside = live[:, None] & (d < D)[None, :]
+    highest = tl.full((BLOCK_H,), float("-inf"), tl.float32)
+    for chunk in range(0, chunks):
+        at = (first + chunk) * heads + head
+        highest = tl.maximum(highest, tl.load(high_ptr + at, mask=live, other=float("-inf")))
+    safe = tl.where(highest == float("-inf"), 0.0, highest)
+    total = tl.zeros((BLOCK_H,), tl.float32)
+    values = tl.zeros((BLOCK_H, BLOCK_D), tl.float32)
+    for chunk in range(0, chunks):
+        at = (first + chunk) * heads + head
+        weight = tl.exp2(tl.load(high_ptr + at, mask=live, other=float("-inf")) - safe)
+        total += weight * tl.load(total_ptr + at, mask=live, other=0.0)
+        part = tl.load(values_ptr + at[:, None] * D + d[None, :], mask=inside, other=0.0)
+        values += tl.where(weight > 0.0, weight, 0.0)[:, None] * part
+    nothing = highest == float("-inf")
+    divisor = tl.where(nothing, 1.0, total)
+    out = values / divisor[:, None]
+    to = path * heads + head
+    tl.store(out_ptr + to[:, None] * D + d[None, :], out.to(out_ptr.dtype.element_ty), mask=inside)
+    lse = (highest + tl.log2(divisor)) / LOG2E
+    tl.store(lse_ptr + to, tl.where(nothing, float("-inf"), lse), mask=live)
+
+
+class States:
+    """The partial results of `count` (path, chunk) pairs."""
+
+    def __init__(self, count: int, q: torch.Tensor) -> None:
+        heads, d = q.shape[-2:]
+        make = {"dtype": torch.float32, "device": q.device}
+        self.high, self.total = (
+            torch.empty(count * heads, **make),
+            torch.empty(count * heads, **make),
+        )
+        self.values = torch.empty(count * heads * d, **make)
+
+    def merge(
+        self,
+        paths: torch.Tensor,
+        lengths: torch.Tensor,
+        firsts: torch.Tensor,
+        out: torch.Tensor,
+        lse: torch.Tensor,
+    ) -> None:
+        heads, d = out.shape[-2:]
+        block_d = triton.next_power_of_2(d)
+        block_h = min(triton.next_power_of_2(heads), max(1, 1024 // block_d))
+        merge_chunks_kernel[(paths.shape[0], triton.cdiv(heads, block_h))](
+            self.high,
+            self.total,
+            self.values,
+            paths,
+            lengths,
+            firsts,
+            paths.stride(0),
+            out,
+            lse,
+            heads,
+            d,
+            block_h,
+            block_d,
+            CHUNK,
+            enable_fp_fusion=True,
+        )
+
+
+def rows(group: int, dtype: torch.dtype) -> int:
+    """Query rows of a program; one path's `group` heads of a KV head must fit. Float32 products run on
+    ordinary cores, from registers."""
+    return max(16 if dtype is torch.float32 else ROWS, triton.next_power_of_2(group))

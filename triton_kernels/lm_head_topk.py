@@ -1,0 +1,82 @@
+"""lm_head_topk: bound by reading the weights once. The product is taken in blocks of fixed shape with H in a
+fixed order, so that a row's logits do not depend on the batch; they are kept in float32 for the
+scoring kernels, 4 bytes a column beside 2 H of weights."""
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+
+from . import sample, topk_score
+
+
+@triton.jit
+def product_kernel(
+    hidden_ptr,
+    weight_ptr,
+    logits_ptr,
+    rows,
+    columns,
+    width,
+    hidden_stride,
+    weight_stride,
+    BLOCK_B: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+):
+    # Blocks of rows that share a block of weights are neighbours, so that it is read once.
+    row = tl.program_id(0).to(tl.int64) * BLOCK_B + tl.arange(0, BLOCK_B)
+    column = tl.program_id(1).to(tl.int64) * BLOCK_V + tl.arange(0, BLOCK_V)
+    h = tl.arange(0, BLOCK_H)
+    total = tl.zeros((BLOCK_B, BLOCK_V), tl.float32)
+    for first in range(0, width, BLOCK_H):
+        live = (first + h < width)[None, :]
+        x_at = hidden_ptr + row[:, None] * hidden_stride + (first + h)[None, :]
+        w_at = weight_ptr + column[:, None] * weight_stride + (first + h)[None, :]
+        x = tl.load(x_at, mask=(row < rows)[:, None] & live, other=0.0)
+        w = tl.load(w_at, mask=(column < columns)[:, None] & live, other=0.0)
+        total = tl.dot(x, tl.trans(w), total, input_precision="ieee")
+    to = logits_ptr + row[:, None] * columns + column[None, :]
+    tl.store(to, total, mask=(row < rows)[:, None] & (column < columns)[None, :])
+
+
+def product(hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    rows, width = hidden.shape
+    columns = weight.shape[0]
+    logits = torch.empty(rows, columns, dtype=torch.float32, device=hidden.device)
+    if rows == 0:
+        return logits
+    narrow = hidden.dtype is torch.float32
+    block_b, block_v, block_h = (16, 128, 32) if narrow else (64, 128, 64)
+    with torch.cuda.device_of(hidden):
+        product_kernel[(triton.cdiv(rows, block_b), triton.cdiv(columns, block_v))](
+            hidden,
+            weight,
+            logits,
+            rows,
+            columns,
+            width,
+            hidden.stride(0),
+            weight.stride(0),
+            block_b,
+            block_v,
+            block_h,
+            num_warps=8,
+            num_stages=2 if narrow else 3,
+            enable_fp_fusion=True,
+        )
+    return logits
+
+
+def launch(
+    hidden: torch.Tensor, weight: torch.Tensor, k: int, temperature: float = 1.0
+) -> tuple[torch.Tensor, ...]:
+    return topk_score.launch(product(hidden, weight), k, temperature)
+
+
+def launch_draw(
+    hidden: torch.Tensor, weight: torch.Tensor, *parameters: Any
+) -> tuple[torch.Tensor, ...]:
+    """`parameters` are those of `sample` after the logits."""
+    return sample.launch(product(hidden, weight), *parameters)
