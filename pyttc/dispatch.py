@@ -185,11 +185,16 @@ def register(
         """The op without torch's dispatcher (some 3 us) where nothing but the op would see the call:
         eager, on plain CPU tensors, no dispatch mode active."""
         tensor = args[main]
-        if type(tensor) is tensor_type and tensor.is_cpu and not is_compiling() and not modes():
+        eager = impl is None and not is_compiling() and not modes()
+        if eager and type(tensor) is tensor_type and tensor.is_cpu:
             try:
-                return kernel(*args, impl=impl, **kwargs)
-            except TypeError:  # the dispatcher says which argument is of the wrong type
-                pass
+                return kernel(*args, **kwargs)
+            except ValueError:
+                raise
+            except Exception:
+                eager = False  # an argument of a wrong type: the dispatcher says which
+        if tensor is None:  # or, where this was the only tensor, does not
+            raise TypeError(f"{names[main]}: got None, expected a tensor")
         return default(*args, impl=impl, **kwargs)
 
     op = Op(name, impls, default, main, call)

@@ -44,7 +44,9 @@ struct pybind11::detail::type_caster<pyttc::PerRow<Wide, Narrow>> {
   PYBIND11_TYPE_CASTER(Value, const_name("float | torch.Tensor"));
   bool load(handle source, bool convert) {
     if (PyFloat_Check(source.ptr()) || PyLong_Check(source.ptr())) {
-      value = Value(source.cast<Wide>());
+      make_caster<Wide> number;
+      if (!number.load(source, convert)) return false;
+      value = Value(cast_op<Wide>(number));
       return true;
     }
     make_caster<pyttc::Tensor> tensor;

@@ -102,7 +102,7 @@ def lm_head_topk(
     draw = _draw
     if sampling.any_tensor(values):
         draw = _draw_rows
-        seed, temperature, top_k, top_p, min_p = sampling.row_values(values, hidden)
+        seed, temperature, top_k, top_p, min_p = sampling.row_values(values, "hidden", hidden)
     parameters = (seed, path_ids, positions, temperature, top_k, top_p, min_p, mask, k)
     return Sample(*draw(hidden, weight, *parameters, impl=impl))
 

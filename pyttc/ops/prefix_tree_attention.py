@@ -59,7 +59,11 @@ def prefix_tree_attention(
     """
     if not isinstance(tree, PrefixTree):
         raise TypeError(f"tree: got {type(tree).__name__}, expected a pyttc.PrefixTree")
-    if k_pages.dim() > 1 and k_pages.shape[1] != tree.page_size:
+    if (
+        isinstance(k_pages, torch.Tensor)
+        and k_pages.dim() > 1
+        and k_pages.shape[1] != tree.page_size
+    ):
         checks.fail_shape("k_pages", k_pages, f"pages of {tree.page_size} tokens, as in the tree")
     out, lse = _op(
         q,
@@ -70,7 +74,9 @@ def prefix_tree_attention(
         tree.page_ids,
         tree.lengths,
         tree.leaves,
-        plan=tree.plan(q, k_pages) if impl in ON_GPU or (impl is None and q.is_cuda) else None,
+        plan=tree.plan(q, k_pages)
+        if impl in ON_GPU or (impl is None and getattr(q, "is_cuda", False))
+        else None,
         scale=scale,
         window=window,
         softcap=softcap,

@@ -96,7 +96,7 @@ def sample(
     op = _op
     if any_tensor(values):
         op = _op_rows
-        seed, temperature, top_k, top_p, min_p = row_values(values, logits)
+        seed, temperature, top_k, top_p, min_p = row_values(values, "logits", logits)
     out = op(
         logits, seed, path_ids, positions, temperature, top_k, top_p, min_p, mask, topk, impl=impl
     )
@@ -110,11 +110,13 @@ def any_tensor(values: tuple[Any, ...]) -> bool:
     return False
 
 
-def row_values(values: tuple[Any, ...], like: torch.Tensor) -> tuple[torch.Tensor, ...]:
+def row_values(values: tuple[Any, ...], name: str, like: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """seed, temperature, top_k, top_p and min_p as tensors [B], B and device those of `like`."""
+    if not isinstance(like, torch.Tensor):
+        raise TypeError(f"{name}: got {like!r}, expected a tensor")
     return tuple(
-        value if isinstance(value, torch.Tensor) else _filled(name, value, like)
-        for name, value in zip(_ROW_DTYPES, values, strict=True)
+        value if isinstance(value, torch.Tensor) else _filled(parameter, value, like)
+        for parameter, value in zip(_ROW_DTYPES, values, strict=True)
     )
 
 

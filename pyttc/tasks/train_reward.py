@@ -116,7 +116,7 @@ def fit(
         torch.autograd.backward(loss)
         return loss
 
-    solver.step(closure)  # type: ignore[no-untyped-call]
+    solver.step(closure)
     scaled = (weight.detach() / std).float()
     return scaled, (bias.detach() - (scaled.double() @ mean.double())).float()
 
