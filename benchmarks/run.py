@@ -15,11 +15,13 @@ from typing import Any
 
 import torch
 
+from pyttc import dispatch
+
 from . import common, table
 
 
 def main() -> int:
-    found = sorted(p.stem.removeprefix("bench_") for p in common.HERE.glob("bench_*.py"))
+    found = sorted(dispatch.ops)  # bench_engine.py has a command line of its own
     parser = argparse.ArgumentParser(prog="python -m benchmarks.run")
     parser.add_argument(
         "ops", nargs="*", metavar="op", help=f"of {', '.join(found)}; all by default"
