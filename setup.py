@@ -16,7 +16,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from pybind11.setup_helpers import ParallelCompile, Pybind11Extension, naive_recompile
+from pybind11.setup_helpers import ParallelCompile, Pybind11Extension
 from pybind11.setup_helpers import build_ext as pybind11_build_ext
 from setuptools import setup
 
@@ -58,6 +58,13 @@ def gencode() -> list[str]:
         if arch.endswith("+PTX"):
             flags += ["-gencode", f"arch=compute_{number},code=compute_{number}"]
     return flags
+
+
+def needs_recompile(obj: str, src: str) -> bool:
+    """For PYTTC_DEV: is the object older than its source, than any header, or than these flags?"""
+    if not os.path.exists(obj):
+        return True
+    return any(os.stat(path).st_mtime > os.stat(obj).st_mtime for path in [src, *DEPENDS])
 
 
 class build_ext(pybind11_build_ext):
@@ -116,8 +123,11 @@ def sources(folder: str, *suffixes: str) -> list[str]:
 
 
 NVCC = find_nvcc()
+DEPENDS = ["setup.py", *map(str, [*Path("csrc").rglob("*.h"), *Path("csrc").rglob("*.cuh")])]
 CFLAGS = shlex.split(os.environ.get("PYTTC_CFLAGS", ""))
-COMPILE = ["-O3", "-g0", "-fno-math-errno", "-Wall", "-Wextra", *CFLAGS]
+# The compiler fuses no multiplication into an addition by itself: bits are the source's business.
+FLOATS = ["-fno-math-errno", "-ffp-contract=off"]
+COMPILE = ["-O3", "-g0", *FLOATS, "-Wall", "-Wextra", *CFLAGS]
 LINK = ["-Wl,-s", *CFLAGS]
 
 extensions = [
@@ -125,6 +135,7 @@ extensions = [
         "pyttc._C",
         sources("cpu", ".cpp"),
         include_dirs=["csrc/include"],
+        depends=DEPENDS,
         cxx_std=17,
         extra_compile_args=[*COMPILE, "-fopenmp"],
         extra_link_args=[*LINK, "-fopenmp"],
@@ -136,6 +147,7 @@ if NVCC and sources("cuda", ".cu"):
             "pyttc._cuda",
             sources("cuda", ".cu", ".cpp"),
             include_dirs=["csrc/include"],
+            depends=DEPENDS,
             cxx_std=17,
             extra_compile_args=COMPILE,
             extra_link_args=list(LINK),
@@ -147,11 +159,11 @@ print(f"pyttc: CUDA {f'with {NVCC} for {CUDA_ARCHS}' if NVCC else 'off'}")
 ParallelCompile(
     "MAX_JOBS",
     default=os.cpu_count() or 1,
-    **({"needs_recompile": naive_recompile} if os.environ.get("PYTTC_DEV") == "1" else {}),
+    **({"needs_recompile": needs_recompile} if os.environ.get("PYTTC_DEV") == "1" else {}),
 ).install()
 
 setup(
-    packages=["pyttc", "pyttc.ops", "pyttc.triton_kernels"],
+    packages=["pyttc", "pyttc.engine", "pyttc.ops", "pyttc.triton_kernels"],
     package_dir={"pyttc": "pyttc", "pyttc.triton_kernels": "triton_kernels"},
     package_data={"pyttc": ["py.typed"]},
     ext_modules=extensions,

@@ -90,12 +90,18 @@ def register(
     full_name = schema.partition("(")[0]
     name, _, overload = full_name.partition(".")
     op = Op(name, impls, getattr(getattr(torch.ops.pyttc, name), overload or "default"), main)
+    in_place = [
+        i
+        for i, argument in enumerate(op.default._schema.arguments)
+        if argument.alias_info is not None and argument.alias_info.is_write
+    ]
     native = impls["native"].run if "native" in impls else None
     grad_enabled, tensor_type, floats = torch.is_grad_enabled, torch.Tensor, FLOATS
+    increment_version = torch.autograd.graph.increment_version
 
     def kernel(*args: Any, impl: str | None = None, **kwargs: Any) -> Any:
         if grad_enabled():
-            for value in args:
+            for value in (*args, *kwargs.values()):
                 if isinstance(value, tensor_type) and value.requires_grad:
                     raise RuntimeError(
                         f"pyttc.{name} has no backward and an argument requires grad: "
@@ -104,8 +110,12 @@ def register(
         check(*args, **kwargs)
         tensor = args[main]
         if impl is None and native is not None and tensor.is_cpu and tensor.dtype in floats:
-            return native(*args, **kwargs)
-        return op.choose(impl, tensor).run(*args, **kwargs)
+            result = native(*args, **kwargs)
+        else:
+            result = op.choose(impl, tensor).run(*args, **kwargs)
+        if in_place:  # so that autograd notices when a tensor it saved was written
+            increment_version([args[i] for i in in_place])
+        return result
 
     def fake_kernel(*args: Any, impl: str | None = None, **kwargs: Any) -> Any:
         check(*args, **kwargs)

@@ -11,9 +11,11 @@ void merge_row(const void* a_, const void* b_, void* out_, MergeWeights w, int64
   const T *a = static_cast<const T*>(a_), *b = static_cast<const T*>(b_);
   T* out = static_cast<T*>(out_);
   const vf wa = set1(w.a), wb = set1(w.b);
-  // A weight of 0 belongs to a state that saw nothing: its values are not read into the result.
+  // A weight of 0 belongs to a state that saw nothing: its values are not read into the result. Both
+  // products are rounded: fused into the sum, one of them would not be, and a + b not be b + a.
   const auto merge = [&](vf x, vf y) {
-    return w.a == 0.f ? wb * y : w.b == 0.f ? wa * x : fma(wa, x, wb * y);
+    const vf ax = w.a == 0.f ? zero() : wa * x, by = w.b == 0.f ? zero() : wb * y;
+    return ax + by;
   };
   int64_t i = 0;
   for (; i + W <= d; i += W) store(out + i, merge(load(a + i), load(b + i)));

@@ -14,5 +14,10 @@ PYBIND11_MODULE(_C, m) {
     const Philox r = philox(key, c0, c1, c2, c3);
     return py::make_tuple(r.word[0], r.word[1], r.word[2], r.word[3]);
   });
+  bind_copy_pages(m);
   bind_merge_states(m);
+  bind_prefix_tree_attention(m);
+  bind_shared_prefix_attention(m);
+  bind_select_beams(m);
+  bind_store_kv(m);
 }

@@ -13,9 +13,9 @@ struct MergeWeights {
 };
 
 // out = a * out_a + b * out_b. Two empty states merge to an empty one: no infinity is ever subtracted
-// from another.
+// from another. A NaN or +inf in either makes all three NaN.
 PYTTC_HOST_DEVICE inline MergeWeights merge_weights(float lse_a, float lse_b) {
-  const float high = lse_a > lse_b ? lse_a : lse_b;
+  const float high = lse_a > lse_b || lse_a != lse_a ? lse_a : lse_b;
   if (high == -INFINITY) return {0.f, 0.f, -INFINITY};
   const float ea = expf(lse_a - high), eb = expf(lse_b - high), sum = ea + eb;
   return {ea / sum, eb / sum, high + logf(sum)};

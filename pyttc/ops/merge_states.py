@@ -32,8 +32,8 @@ def merge_states(
     Returns:
         (out, lse): like out_a and lse_a. Where both states are empty, out is 0 and lse -inf.
 
-    The operation is commutative, the empty state is its identity, and it is associative up to rounding:
-    where bits matter, merge in a fixed order.
+    The operation is commutative to the bit, the empty state is its identity, and it is associative up to
+    rounding: where bits matter, merge in a fixed order. An lse that is NaN or +inf makes its row NaN.
 
     Raises:
         ValueError, TypeError: for an argument of another shape, dtype, stride or device.
@@ -83,6 +83,7 @@ def reference(
     out_a: torch.Tensor, lse_a: torch.Tensor, out_b: torch.Tensor, lse_b: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     lse = torch.logaddexp(lse_a, lse_b)
+    lse.masked_fill_(lse == torch.inf, torch.nan)
     out = torch.zeros(out_a.shape, dtype=lse.dtype, device=out_a.device)
     for part, part_lse in ((out_a, lse_a), (out_b, lse_b)):
         weight = torch.exp(part_lse - lse).masked_fill(part_lse == -torch.inf, 0).unsqueeze(-1)

@@ -1,0 +1,355 @@
+#include "attention.h"
+
+#include <algorithm>
+#include <cmath>
+#include <memory>
+#include <numeric>
+
+#include "isa.h"
+#include "parallel.h"
+
+namespace pyttc {
+namespace {
+
+constexpr int64_t kChunk = int64_t{kTile} * kChunkTiles;
+// Partial results of this many floats are held at once; more paths than fit are done in turn.
+constexpr int64_t kStateFloats = int64_t{16} << 20;
+// Query and output rows of one item, in floats: with a tile they stay in the second-level cache.
+constexpr int64_t kItemFloats = 24576;
+
+// Tiles of one chunk that the paths below a node read, for one KV head. A full tile belongs to the
+// node that holds its last token, the rest of a path to the node the path ends in.
+struct Item {
+  int64_t node, tile, tile_end, token_end, path, path_end;
+  int head, wave;
+};
+
+// The forest in the order of its paths: those below a node are neighbours, those that end in it
+// first.
+struct Plan {
+  std::vector<int64_t> start;  // of each node, its first position
+  std::vector<int64_t> first, own,
+      below;                    // of each node: its first path, paths ending in it, all below
+  std::vector<int64_t> nodes;   // parents before children
+  std::vector<int64_t> paths;   // in order; the empty ones come last
+  std::vector<int64_t> length;  // in that order
+};
+
+void parents_first(const std::vector<AttentionNode>& nodes, std::vector<int64_t>& order) {
+  const int64_t n = nodes.size();
+  order.resize(n);
+  std::iota(order.begin(), order.end(), 0);
+  const bool sorted =
+      std::all_of(order.begin(), order.end(), [&](int64_t i) { return nodes[i].parent < i; });
+  if (sorted) return;
+  std::vector<int64_t> children(n, 0);
+  for (const AttentionNode& node : nodes)
+    if (node.parent >= 0) ++children[node.parent];
+  int64_t at = n, next = n;  // filled from the back: a node follows once its children are in
+  for (int64_t i = 0; i < n; ++i)
+    if (!children[i]) order[--at] = i;
+  while (next > at) {
+    const int64_t parent = nodes[order[--next]].parent;
+    if (parent >= 0 && !--children[parent]) order[--at] = parent;
+  }
+  if (at > 0) {
+    const auto looped =
+        std::find_if(children.begin(), children.end(), [](auto c) { return c > 0; });
+    fail("parents", looped - children.begin(), nodes[looped - children.begin()].parent,
+         "a forest, but it is part of a cycle");
+  }
+}
+
+Plan make_plan(const Attention& call) {
+  const auto& nodes = call.nodes;
+  const int64_t n = nodes.size();
+  Plan plan;
+  parents_first(nodes, plan.nodes);
+  plan.start.assign(n, 0);
+  plan.first.assign(n, 0);
+  plan.own.assign(n, 0);
+  plan.below.assign(n, 0);
+  std::vector<int64_t> holder(
+      n);  // the node itself, or, if it is empty, the nearest above that is not
+  for (int64_t i : plan.nodes) {
+    const int64_t parent = nodes[i].parent;
+    if (parent >= 0) plan.start[i] = plan.start[parent] + nodes[parent].length;
+    holder[i] = nodes[i].length > 0 || parent < 0 ? i : holder[parent];
+  }
+  std::vector<int64_t> ends(call.paths);  // the node that holds a path's last token
+  for (int64_t i = 0; i < call.paths; ++i) {
+    ends[i] = call.leaves[i] < 0 ? -1 : holder[call.leaves[i]];
+    if (ends[i] >= 0 && nodes[ends[i]].length == 0) ends[i] = -1;
+    if (ends[i] >= 0) ++plan.own[ends[i]];
+  }
+  for (int64_t k = n - 1; k >= 0; --k) {
+    const int64_t i = plan.nodes[k];
+    plan.below[i] += plan.own[i];
+    if (nodes[i].parent >= 0) plan.below[nodes[i].parent] += plan.below[i];
+  }
+  std::vector<int64_t> free(n);  // below a node, where the next child's paths begin
+  int64_t root = 0;
+  for (int64_t i : plan.nodes) {
+    int64_t& from = nodes[i].parent < 0 ? root : free[nodes[i].parent];
+    plan.first[i] = from;
+    from += plan.below[i];
+    free[i] = plan.first[i] + plan.own[i];
+  }
+  plan.paths.resize(call.paths);
+  plan.length.assign(call.paths, 0);
+  std::vector<int64_t> slot = plan.first;
+  for (int64_t i = 0; i < call.paths; ++i) {
+    const int64_t at = ends[i] < 0 ? root++ : slot[ends[i]]++;
+    plan.paths[at] = i;
+    if (ends[i] >= 0) plan.length[at] = plan.start[ends[i]] + nodes[ends[i]].length;
+  }
+  return plan;
+}
+
+int64_t chunks_of(int64_t first_token, int64_t end) {
+  return end > first_token ? (end - 1) / kChunk - first_token / kChunk + 1 : 0;
+}
+
+// Memory of one thread, kept between calls.
+template <class T>
+T* scratch(std::vector<char>& held, int64_t count) {
+  const size_t bytes = count * sizeof(T) + 64;
+  if (held.size() < bytes) held.resize(bytes);
+  const auto address = reinterpret_cast<uintptr_t>(held.data());
+  return reinterpret_cast<T*>((address + 63) / 64 * 64);
+}
+
+class Run {
+ public:
+  Run(const Attention& call, const AttentionKernels& kernels)
+      : call_(call),
+        kernels_(kernels),
+        plan_(make_plan(call)),
+        group_(call.heads / call.kv_heads),
+        padded_((call.dim + 15) / 16 * 16),
+        width_(call.dtype == DType::f32 ? 4 : 2),
+        item_paths_(std::max<int64_t>(1, kItemFloats / padded_ / group_)) {}
+
+  void operator()() {
+    slot_.resize(call_.paths + 1);
+    for (int64_t path = 0; path < call_.paths;) {
+      const int64_t begin = path;
+      int64_t slots = 0;
+      for (; path < call_.paths; ++path) {
+        const int64_t more = chunks_of(low(path), plan_.length[path]);
+        const int64_t floats = (slots + more) * call_.heads * (padded_ + 2);
+        if (path > begin && floats > kStateFloats) break;
+        slot_[path] = slots;
+        slots += more;
+      }
+      states_.reset(new float[slots * call_.heads * (padded_ + 2)]);
+      make_items(begin, path);
+      for (size_t i = 0; i < items_.size();) {
+        size_t end = i;
+        while (end < items_.size() && items_[end].wave == items_[i].wave) ++end;
+        parallel_for(end - i, call_.threads, [&](int64_t k) { run(items_[i + k]); });
+        i = end;
+      }
+      constexpr int64_t kRowsAnItem = 64;
+      const int64_t rows = (path - begin) * call_.heads;
+      parallel_for((rows + kRowsAnItem - 1) / kRowsAnItem, call_.threads, [&](int64_t k) {
+        const int64_t end = std::min(rows, (k + 1) * kRowsAnItem);
+        for (int64_t r = k * kRowsAnItem; r < end; ++r)
+          finish(begin + r / call_.heads, r % call_.heads);
+      });
+    }
+  }
+
+ private:
+  int64_t low(int64_t path) const {  // the first position inside the path's window
+    return std::max<int64_t>(0, plan_.length[path] - call_.window);
+  }
+
+  // The state of head 0 of a path in a chunk: m of all heads, l of all heads, then o of all heads.
+  float* state(int64_t path, int64_t chunk) const {
+    const int64_t slot = slot_[path] + chunk - low(path) / kChunk;
+    return states_.get() + slot * call_.heads * (padded_ + 2);
+  }
+
+  void make_items(int64_t path_begin, int64_t path_end) {
+    items_.clear();
+    // Of each node: the last chunk in which it or a node above owns a tile, and the wave of that
+    // item.
+    struct Last {
+      int64_t chunk;
+      int wave;
+    };
+    std::vector<Last> last(call_.nodes.size(), Last{-1, 0});
+    int waves = 1;
+    const auto add = [&](int64_t node, Last& before, int64_t tile, int64_t tile_end,
+                         int64_t token_end, int64_t first, int64_t end) {
+      first = std::max(first, path_begin);
+      end = std::min(end, path_end);
+      while (tile < tile_end && first < end) {
+        const int64_t chunk = tile / kChunkTiles;
+        const int64_t stop = std::min(tile_end, (chunk + 1) * kChunkTiles);
+        before = {chunk, before.chunk == chunk ? before.wave + 1 : 0};
+        waves = std::max(waves, before.wave + 1);
+        for (int64_t p = first; p < end; p += item_paths_)
+          for (int head = 0; head < call_.kv_heads; ++head)
+            items_.push_back({node, tile, stop, std::min(token_end, stop * kTile), p,
+                              std::min(end, p + item_paths_), head, before.wave});
+        tile = stop;
+      }
+    };
+    for (int64_t node : plan_.nodes) {
+      if (!plan_.below[node]) continue;
+      const AttentionNode& at = call_.nodes[node];
+      Last& before = last[node];
+      if (at.parent >= 0) before = last[at.parent];
+      const int64_t start = plan_.start[node], end = start + at.length, first = plan_.first[node];
+      const bool alone = plan_.own[node] == plan_.below[node];
+      const int64_t tile = start / kTile, full = end / kTile, tiles = (end + kTile - 1) / kTile;
+      add(node, before, tile, alone ? tiles : full, end, first, first + plan_.below[node]);
+      if (!alone && plan_.own[node]) {
+        Last tail = before;
+        add(node, tail, full, tiles, end, first, first + plan_.own[node]);
+      }
+    }
+    if (waves > 1)
+      std::stable_sort(items_.begin(), items_.end(),
+                       [](const Item& a, const Item& b) { return a.wave < b.wave; });
+  }
+
+  // The rows of tokens [begin, end), up to kTile of them, ending in `node` or above it.
+  void locate(int64_t node, int64_t begin, int64_t end, int head, const void** k,
+              const void** v) const {
+    const int64_t origin = begin;
+    while (end > begin) {
+      const AttentionNode& at = call_.nodes[node];
+      const KvLayout& layout = *at.layout;
+      const int64_t start = plan_.start[node], from = std::max(begin, start);
+      const char *k_base = at.k + head * layout.k_head, *v_base = at.v + head * layout.v_head;
+      for (int64_t position = from; position < end;) {
+        int64_t i = position - start, stop = end;
+        const char *k_row = k_base, *v_row = v_base;
+        if (layout.page_size) {
+          const int64_t page = layout.pages.at(at.first_page + i / layout.page_size);
+          k_row += page * layout.k_page;
+          v_row += page * layout.v_page;
+          stop = std::min(end, start + (i / layout.page_size + 1) * layout.page_size);
+          i %= layout.page_size;
+        }
+        for (; position < stop; ++position, ++i) {
+          k[position - origin] = k_row + i * layout.k_token;
+          v[position - origin] = v_row + i * layout.v_token;
+        }
+      }
+      end = std::min(end, from);
+      node = at.parent;
+    }
+  }
+
+  void run(const Item& item) const {
+    const int64_t most = item_paths_ * group_, chunk = item.tile / kChunkTiles;
+    static thread_local std::vector<char> held_floats, held_ints;
+    float* q = scratch<float>(held_floats,
+                              2 * most * padded_ + 2 * (most + 16) + kTile * (call_.dim + padded_));
+    float *o = q + most * padded_, *k_packed = o + most * padded_;
+    float *v_packed = k_packed + kTile * call_.dim, *m = v_packed + kTile * padded_;
+    float* l = m + most + 16;
+    int64_t* path_of = scratch<int64_t>(held_ints, item_paths_ + most);
+    int* first = reinterpret_cast<int*>(path_of + item_paths_);
+
+    const int64_t h = item.head * group_;
+    int64_t paths = 0;
+    for (int64_t path = item.path; path < item.path_end; ++path) {
+      if (low(path) >= item.token_end) continue;
+      const int64_t row = paths * group_, source = plan_.paths[path];
+      const char* q_row = call_.q + source / call_.inner * call_.q_outer +
+                          source % call_.inner * call_.q_inner + h * call_.q_head;
+      for (int64_t j = 0; j < group_; ++j)
+        kernels_.query(q_row + j * call_.q_head, call_.dim, call_.scale, q + (row + j) * padded_);
+      if (item.tile <= std::max(chunk * kChunkTiles, low(path) / kTile)) {
+        std::fill_n(m + row, group_, -INFINITY);
+        std::fill_n(l + row, group_, 0.f);
+        std::fill_n(o + row * padded_, group_ * padded_, 0.f);
+      } else {
+        const float* held = state(path, chunk);
+        std::copy_n(held + h, group_, m + row);
+        std::copy_n(held + call_.heads + h, group_, l + row);
+        std::copy_n(held + 2 * call_.heads + h * padded_, group_ * padded_, o + row * padded_);
+      }
+      path_of[paths++] = path;
+    }
+    if (!paths) return;
+
+    for (int64_t tile = item.tile; tile < item.tile_end; ++tile) {
+      const int64_t at = tile * kTile;
+      const int end = static_cast<int>(std::min<int64_t>(kTile, item.token_end - at));
+      int begin = 0;
+      if (call_.window != INT64_MAX) {
+        begin = kTile;
+        for (int64_t i = 0; i < paths; ++i) {
+          const int64_t from = std::clamp<int64_t>(low(path_of[i]) - at, 0, kTile);
+          std::fill_n(first + i * group_, group_, static_cast<int>(from));
+          begin = std::min(begin, static_cast<int>(from));
+        }
+        if (begin >= end) continue;
+      }
+      const void *k[kTile], *v[kTile];
+      locate(item.node, at + begin, at + end, item.head, k + begin, v + begin);
+      kernels_.pack(k, v, begin, end, call_.dim, padded_, k_packed, v_packed);
+      kernels_.rows({paths * group_, call_.dim, padded_, q, k_packed, v_packed, m, l, o, begin, end,
+                     call_.window == INT64_MAX ? nullptr : first, call_.softcap});
+    }
+
+    for (int64_t i = 0; i < paths; ++i) {
+      float* held = state(path_of[i], chunk);
+      const int64_t row = i * group_;
+      std::copy_n(m + row, group_, held + h);
+      std::copy_n(l + row, group_, held + call_.heads + h);
+      std::copy_n(o + row * padded_, group_ * padded_, held + 2 * call_.heads + h * padded_);
+    }
+  }
+
+  // Merges the chunks of one row in order and writes its output.
+  void finish(int64_t path, int64_t head) const {
+    const int64_t first = low(path) / kChunk, chunks = chunks_of(low(path), plan_.length[path]);
+    static thread_local std::vector<const float*> o;
+    static thread_local std::vector<float> weight;
+    o.resize(chunks);
+    weight.resize(chunks);
+    float high = -INFINITY, sum = 0.f;
+    for (int64_t i = 0; i < chunks; ++i) {
+      const float m = state(path, first + i)[head];
+      high = m > high || m != m ? m : high;
+    }
+    for (int64_t i = 0; i < chunks; ++i) {
+      const float* held = state(path, first + i);
+      weight[i] = held[head] == -INFINITY ? 0.f : std::exp(held[head] - high);
+      sum += weight[i] * held[call_.heads + head];
+      o[i] = held + 2 * call_.heads + head * padded_;
+    }
+    const int64_t row = plan_.paths[path] * call_.heads + head;
+    const bool empty = high == -INFINITY;
+    kernels_.finish(o.data(), weight.data(), empty ? 0 : chunks, empty ? 1.f : sum, call_.dim,
+                    call_.out + row * call_.dim * width_);
+    call_.lse[row] = empty ? -INFINITY : high + std::log(sum);
+  }
+
+  const Attention& call_;
+  const AttentionKernels& kernels_;
+  const Plan plan_;
+  const int64_t group_, padded_, width_, item_paths_;
+  std::vector<int64_t> slot_;  // of each path, its first state
+  std::unique_ptr<float[]> states_;
+  std::vector<Item> items_;
+};
+
+}  // namespace
+
+void attention(const Attention& call) {
+  const AttentionTable& table = pick(attention_generic, attention_avx2, attention_avx512);
+  const AttentionKernels& kernels = call.dtype == DType::f32    ? table.f32
+                                    : call.dtype == DType::bf16 ? table.bf16
+                                                                : table.f16;
+  Run(call, kernels)();
+}
+
+}  // namespace pyttc

@@ -1,0 +1,2 @@
+#define PYTTC_ISA_GENERIC
+#include "attention_kernel.h"

@@ -1,0 +1,160 @@
+"""The decoding loop: one pass of the model and one draw for all running paths, step after step."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from ..ops import sample
+from .cache import Ints
+from .stops import Stops, Until
+
+if TYPE_CHECKING:
+    from .paths import Paths
+
+EOS, UNTIL, LENGTH, CONTEXT, INVALID, STOPPED = 1, 2, 3, 4, 5, 6
+LONG_RUN = 2000  # tokens from which a bar is shown on a terminal
+
+
+@torch.inference_mode()
+def decode(
+    paths: Paths,
+    until: Until,
+    max_new_tokens: Any,
+    sampling: dict[str, Any],
+    mask: torch.Tensor | None,
+    confidence: int,
+    stop_if: Callable[[Paths, Ints], Any] | None,
+    progress: bool | None,
+) -> None:
+    """What `Paths.decode` does."""
+    engine, device, n = paths.engine, paths.engine.device, len(paths)
+    stops = Stops(until, engine.tokenizer, engine.model.vocab)
+    is_eos = np.zeros(engine.model.vocab, bool)
+    is_eos[[token for token in engine.eos if token < is_eos.size]] = True
+    room = engine.max_length - paths.lengths
+    limit = room if max_new_tokens is None else np.broadcast_to(np.asarray(max_new_tokens), n)
+    rows = {name: per_path(name, value, n) for name, value in sampling.items()}
+    running = np.flatnonzero(~paths.done)
+    paths.ends[running] = np.where(room[running] <= 0, CONTEXT, 0)
+    paths.ends[running[(limit[running] <= 0) & (room[running] > 0)]] = LENGTH
+    running = running[paths.ends[running] == 0]
+    paths.begin_writing()
+    decoded = np.zeros(n, np.int64)
+    start, charged = time.perf_counter(), 0.0
+    with bar(progress, int(np.minimum(limit, room)[running].sum())) as advance, held_interrupts() as check:
+        while running.size:
+            logits = paths.logits(running)
+            keys, ids = paths.sample_identity(running)
+            packed = np.stack([keys, ids, paths.lengths[running]])
+            seed, path_ids, positions = torch.from_numpy(packed).to(device)
+            at = torch.from_numpy(running).to(device)
+            drawn = sample(
+                logits,
+                seed=seed,
+                path_ids=path_ids,
+                positions=positions,
+                mask=mask_rows(mask, at),
+                topk=confidence,
+                **{k: v if v is None or isinstance(v, (int, float)) else v[at] for k, v in rows.items()},
+            )
+            tokens = drawn.tokens.cpu().numpy()
+            valid = tokens >= 0
+            values = {"logprobs": drawn.logprobs, "entropy": drawn.entropy}
+            if confidence:
+                values["confidence"] = -drawn.topk_logprobs.mean(-1)
+            arrays = {name: value.cpu().numpy() for name, value in values.items()}
+            if not valid.all():
+                paths.ends[running[~valid]] = INVALID
+                running, tokens = running[valid], tokens[valid]
+                arrays = {name: value[valid] for name, value in arrays.items()}
+            tokens = tokens.astype(np.int32)
+            own = paths.rows[running]
+            paths.segment.reserve(own, np.ones_like(own))
+            paths.segment.push(own, tokens, **arrays)
+            paths.lengths[running] += 1
+            paths._hidden_row[running] = -1
+            decoded[running] += 1
+            ends = np.zeros(running.size, np.int8)
+            ends[room[running] <= decoded[running]] = CONTEXT
+            ends[limit[running] <= decoded[running]] = LENGTH
+            ends[stops.met(tokens, paths.segment, own, decoded[running])] = UNTIL
+            ends[is_eos[tokens]] = EOS
+            paths.ends[running] = ends
+            advance(running.size)
+            running = running[ends == 0]
+            now = time.perf_counter() - start
+            paths.cost.seconds += now - charged
+            charged = now
+            if stop_if is not None and running.size:
+                stop = stop_if(paths, running)
+                if stop is not None:
+                    stop = np.broadcast_to(np.asarray(stop, bool), running.shape)
+                    paths.ends[running[stop]] = STOPPED
+                    running = running[~stop]
+            check()
+
+
+def per_path(name: str, value: Any, n: int) -> Any:
+    """A number as it is, anything else as a tensor [n]."""
+    if isinstance(value, (int, float)):
+        return value
+    tensor = torch.as_tensor(value)
+    if tensor.shape != (n,):
+        raise ValueError(f"{name}: got shape {list(tensor.shape)}, expected a number or [{n}]")
+    return tensor if tensor.dtype.is_floating_point else tensor.long()
+
+
+def mask_rows(mask: torch.Tensor | None, at: torch.Tensor) -> torch.Tensor | None:
+    if mask is None:
+        return None
+    return mask.expand(at.shape[0], -1) if mask.dim() == 1 else mask[at]
+
+
+@contextlib.contextmanager
+def held_interrupts() -> Iterator[Callable[[], None]]:
+    """Puts Ctrl-C off to the end of a step: the yielded function raises it. A second one is not put off."""
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: None
+        return
+    pressed: list[bool] = []
+    before = signal.getsignal(signal.SIGINT)
+
+    def press(number: int, frame: Any) -> None:
+        if pressed:
+            raise KeyboardInterrupt
+        pressed.append(True)
+
+    def check() -> None:
+        if pressed:
+            raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, press)
+    try:
+        yield check
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextlib.contextmanager
+def bar(progress: bool | None, total: int) -> Iterator[Callable[[int], None]]:
+    """A progress bar over tokens, or nothing: yields the function that advances it."""
+    if progress is None:
+        progress = sys.stderr.isatty() and total >= LONG_RUN
+    if not progress:
+        yield lambda tokens: None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as shown:
+        task = shown.add_task("decoding", total=total)
+        yield lambda tokens: shown.advance(task, tokens)

@@ -1,0 +1,263 @@
+"""Engine: a model, its pool of keys and values, and the paths that live in it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from .attention import Step
+from .cache import Ints, OutOfPages, PathCache, pages_for, ragged
+from .cost import Cost, Prices, Work
+from .model import RowModel, load
+from .paths import Paths
+from .pool import KVPool
+from .tree import TreeBuilder
+
+CHUNK = 256  # rows a pass over a prompt
+Prompt = str | Sequence[int] | torch.Tensor | npt.NDArray[np.integer[Any]]
+
+
+class Engine:
+    """Serves a transformers causal language model to any number of paths over one paged cache.
+
+    Attributes:
+        tokenizer: of the checkpoint, or None; only text needs one.
+        eos: token ids that end a path, from the checkpoint's generation config.
+        model: the `RowModel`; model.model is the transformers model.
+    """
+
+    def __init__(
+        self,
+        model: RowModel,
+        tokenizer: Any = None,
+        *,
+        memory: int | str | None = None,
+        page_size: int = 16,
+    ) -> None:
+        self.model, self.tokenizer = model, tokenizer
+        self.device = model.device
+        self.pool = KVPool(
+            model.layers,
+            model.kv_heads,
+            model.head_dim,
+            page_size,
+            memory,
+            model.dtype,
+            model.device,
+        )
+        self.cache = PathCache(self.pool.pages, page_size)
+        self._trees = TreeBuilder(self.cache, self.device)
+        self._dropped: list[Ints] = []  # leaves of paths the garbage collector found
+        eos = getattr(model.model.generation_config, "eos_token_id", None)
+        if eos is None:
+            eos = model.config.eos_token_id
+        self.eos: list[int] = [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
+        self.max_length: int = getattr(model.config, "max_position_embeddings", 2**31 - 1)
+        self.prices = Prices(
+            body=2.0 * model.parameters,
+            head=2.0 * model.head_parameters,
+            attention=4.0 * model.layers * model.heads * model.head_dim,
+            kv_bytes=self.pool.token_bytes,
+        )
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | Path,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        memory: int | str | None = None,
+        page_size: int = 16,
+        batch_invariant: bool = True,
+    ) -> Engine:
+        """Loads a checkpoint: its weights from safetensors only, its code from transformers only.
+
+        Args:
+            source: a directory or a hub id.
+            device: "cuda" where there is one, else "cpu".
+            dtype: of weights, keys and values; None: as in the checkpoint.
+            memory: for keys and values, bytes or "4GiB"; None: a quarter of the machine's memory, on a
+                GPU 60 % of what is free. It is taken as paths need it (on a GPU, at once).
+            page_size: tokens a page, 1 to 256.
+            batch_invariant: a row of a matrix product has the same bits whatever the number of rows.
+                Off, results of a path may depend on how many run beside it.
+
+        Raises:
+            Unsupported: for a model that cannot be served exactly, with the reason.
+        """
+        if device is None:
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        model = load(str(source), torch.device(device), dtype, batch_invariant)
+        return cls(model, load_tokenizer(str(source)), memory=memory, page_size=page_size)
+
+    # --- memory
+
+    @property
+    def free_pages(self) -> int:
+        self.collect()
+        return self.cache.free_pages
+
+    @property
+    def kv_bytes(self) -> int:
+        """Bytes of keys and values that paths hold now."""
+        return (self.pool.pages - self.free_pages) * self.pool.page_bytes
+
+    def required_pages(self, prompts: Any, paths: int = 1, new_tokens: int = 0) -> int:
+        """Pages a run needs at most: each prompt prefilled, forked into `paths`, `new_tokens` decoded each.
+
+        `prompts` as for `prefill`, or numbers of tokens. What prompts share with each other is not
+        counted. Compare with `free_pages`; a page is `pool.page_bytes` bytes.
+        """
+        ps = self.cache.page_size
+        if isinstance(prompts, int):
+            prompts = [prompts]
+        lengths: list[int] = (
+            list(prompts)
+            if not isinstance(prompts, str) and all(isinstance(p, int) for p in prompts)
+            else [p.size for p in self.encode_all(prompts)]
+        )
+        if paths == 1:
+            return int(sum(pages_for(n + new_tokens, ps) for n in lengths))
+        return int(sum(pages_for(n, ps) + paths * pages_for(n % ps + new_tokens, ps) for n in lengths))
+
+    def collect(self) -> None:
+        """Gives back the pages of paths nobody refers to any more."""
+        while self._dropped:
+            self.cache.release(self._dropped.pop())
+
+    # --- text
+
+    def encode_all(self, prompts: Any) -> list[npt.NDArray[np.int32]]:
+        """One prompt or many, text or token ids, as arrays of ids."""
+        single = isinstance(prompts, str) or (
+            len(prompts) > 0 and not isinstance(prompts[0], (str, list, tuple, np.ndarray, torch.Tensor))
+        )
+        if isinstance(prompts, torch.Tensor):
+            single = prompts.dim() < 2
+        return [self.encode(p) for p in ([prompts] if single else prompts)]
+
+    def encode(self, text: Prompt, special: bool = True) -> npt.NDArray[np.int32]:
+        """Text or ids as an array of ids; `special`: with what the tokenizer puts around a text."""
+        if isinstance(text, str):
+            if self.tokenizer is None:
+                raise ValueError("prompts: got text, but this engine has no tokenizer: give token ids")
+            ids = np.array(
+                self.tokenizer(text, add_special_tokens=special)["input_ids"], np.int64
+            )
+        elif isinstance(text, torch.Tensor):
+            ids = text.cpu().numpy().reshape(-1)
+        else:
+            ids = np.asarray(text, np.int64).reshape(-1)
+        if ids.size and not 0 <= int(ids.min()) <= int(ids.max()) < self.model.vocab:
+            raise ValueError(
+                f"tokens: got {int(ids.min())} to {int(ids.max())}, expected ids from 0 to "
+                f"{self.model.vocab - 1}"
+            )
+        return ids.astype(np.int32)
+
+    # --- running
+
+    def prefill(self, prompts: Any, *, seed: int = 0, share: bool = True) -> Paths:
+        """Runs prompts through the model: Paths, one a prompt.
+
+        Args:
+            prompts: a text, a list of token ids, or a list of either.
+            seed: of the draws of what is made of these paths, if fork names no other.
+            share: look for whole pages that a prompt has in common with one already held, by token
+                ids, and use them. The results are the same bits either way.
+
+        Raises:
+            OutOfPages: nothing was changed.
+        """
+        start = time.perf_counter()
+        encoded = self.encode_all(prompts)
+        self.collect()
+        for ids in encoded:
+            if not 1 <= ids.size <= self.max_length:
+                raise ValueError(
+                    f"prompts: got one of {ids.size} tokens, expected 1 to {self.max_length}"
+                )
+        leaves: list[int] = []
+        known: list[int] = []
+        cost = Cost(Work(), Work())
+        try:
+            for ids in encoded:
+                leaf, matched = self.cache.new(ids, share)
+                leaves.append(leaf)
+                known.append(matched)
+                self.cache.write(np.array([leaf]), np.array([ids.size - matched]))
+                self.cache.remember(leaf, ids[matched:])
+            counts = np.array([ids.size for ids in encoded]) - known
+            tokens = np.concatenate([ids[n:] for ids, n in zip(encoded, known, strict=True)])
+            hidden = self.run(np.array(leaves), np.array(known), counts, tokens)
+        except OutOfPages as error:
+            self.cache.release(np.array(leaves, np.int64))
+            needed = self.required_pages([ids.size for ids in encoded])
+            raise OutOfPages(needed, self.cache.free_pages, self.cache.pages) from error
+        except BaseException:
+            self.cache.release(np.array(leaves, np.int64))
+            raise
+        paths = Paths(self, np.array(leaves, np.int64), encoded, hidden, seed, cost)
+        before = np.array(known)
+        lengths = before + counts
+        cost.prompted(int(counts.sum()), int(lengths.sum()))
+        cost.passed(self.prices, before, counts, self.cache.tokens_under(paths.leaves))
+        cost.unshared.flops += self.prices.pass_flops(before * 0, before)
+        cost.held(self.prices, self.kv_bytes, lengths)
+        cost.seconds += time.perf_counter() - start
+        return paths
+
+    def run(
+        self, leaves: Ints, first: Ints, counts: Ints, tokens: npt.NDArray[np.int32]
+    ) -> torch.Tensor:
+        """The model over counts[i] >= 1 tokens of path i that stand at first[i] and on; room was made.
+
+        Returns:
+            The hidden state [paths, H] of each path's last token.
+        """
+        rows, columns = ragged(counts)
+        positions = first[rows] + columns
+        if rows.size == leaves.size:
+            step_slots = self.cache.slots(leaves, positions)
+            return self._pass(tokens, positions, leaves, step_slots)[: rows.size]
+        last = np.cumsum(counts) - 1
+        parts = []
+        for at in range(0, rows.size, CHUNK):
+            chunk = slice(at, at + CHUNK)
+            hidden = self._pass(tokens[chunk], positions[chunk], leaves[rows[chunk]], None)
+            wanted = last[(last >= at) & (last < at + CHUNK)] - at
+            parts.append(hidden[torch.from_numpy(wanted).to(self.device)])
+        return torch.cat(parts)
+
+    def _pass(
+        self, tokens: npt.NDArray[np.int32], positions: Ints, leaves: Ints, slots: Ints | None
+    ) -> torch.Tensor:
+        """One forward pass; slots are given when every row stands at the end of its path."""
+        rows = tokens.size
+        padding = self.model.padded(rows) - rows
+        if slots is None:
+            tree, slots = self._trees.runs(leaves, positions, padding)
+        else:
+            tree = self._trees.steps(leaves, padding)
+        packed = np.zeros((3, rows + padding), np.int64)
+        packed[0, :rows], packed[1, :rows], packed[2, :rows] = tokens, positions, slots
+        packed[2, rows:] = -1
+        ids, at, to = torch.from_numpy(packed).to(self.device)
+        return self.model.hidden(ids, at, Step(self.pool.k, self.pool.v, to, tree))
+
+
+def load_tokenizer(source: str) -> Any:
+    """The checkpoint's tokenizer, or None where it has none."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    except (OSError, ValueError, KeyError):
+        return None

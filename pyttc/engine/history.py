@@ -1,0 +1,84 @@
+"""What every path wrote: tokens with their log-probability, entropy and confidence."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from .cache import Ints, ragged
+
+FIELDS = ("logprobs", "entropy", "confidence")
+
+
+class Segment:
+    """A block of tokens, one row a path, on top of rows of an older segment.
+
+    A fork starts a new segment whose rows point at the rows they continue, so that nothing is copied and
+    what dropped paths wrote stays readable from the paths that came of the same rows.
+    """
+
+    def __init__(self, below: Segment | None, rows_below: Ints, room: int = 16) -> None:
+        self.below, self.rows_below = below, rows_below
+        rows = rows_below.size
+        self.count = np.zeros(rows, np.int64)
+        self.tokens = np.zeros((rows, room), np.int32)
+        self.values = {name: np.full((rows, room), np.nan, np.float32) for name in FIELDS}
+
+    def reserve(self, rows: Ints, counts: Ints) -> None:
+        """Makes room for counts[i] more tokens in rows[i]."""
+        needed = int((self.count[rows] + counts).max(initial=0))
+        room = self.tokens.shape[1]
+        if needed > room:
+            more = ((0, 0), (0, max(needed, 2 * room) - room))
+            self.tokens = np.pad(self.tokens, more)
+            self.values = {
+                name: np.pad(value, more, constant_values=np.nan)
+                for name, value in self.values.items()
+            }
+
+    def push(
+        self, rows: Ints, tokens: npt.NDArray[np.int32], **values: npt.NDArray[np.float32]
+    ) -> None:
+        """One sampled token for each of `rows`."""
+        at = self.count[rows]
+        self.tokens[rows, at] = tokens
+        for name, value in values.items():
+            self.values[name][rows, at] = value
+        self.count[rows] = at + 1
+
+    def extend(self, rows: Ints, counts: Ints, tokens: npt.NDArray[np.int32]) -> None:
+        """Forced tokens, counts[i] for rows[i], one after the other: their values stay NaN."""
+        self.reserve(rows, counts)
+        each, columns = ragged(counts)
+        self.tokens[rows[each], self.count[rows[each]] + columns] = tokens
+        self.count[rows] += counts
+
+
+def read(segment: Segment, rows: Ints, name: str) -> list[npt.NDArray[np.generic]]:
+    """All that the paths at `rows` wrote, oldest first: "tokens" or one of FIELDS."""
+    parts: list[list[npt.NDArray[np.generic]]] = [[] for _ in range(rows.size)]
+    at: Segment | None = segment
+    while at is not None:
+        field = at.tokens if name == "tokens" else at.values[name]
+        for part, row, count in zip(parts, rows.tolist(), at.count[rows].tolist(), strict=True):
+            if count:
+                part.append(field[row, :count])
+        rows, at = at.rows_below[rows], at.below
+    empty = np.zeros(0, np.int32 if name == "tokens" else np.float32)
+    return [np.concatenate(part[::-1]) if part else empty for part in parts]
+
+
+def tail(segment: Segment, rows: Ints, counts: Ints) -> npt.NDArray[np.int32]:
+    """The last counts[i] tokens of each path, one path after the other."""
+    ends = np.cumsum(counts)
+    out = np.empty(int(ends[-1]) if ends.size else 0, np.int32)
+    left = counts.copy()
+    at: Segment | None = segment
+    while at is not None and left.any():
+        taken = np.minimum(at.count[rows], left)
+        each, columns = ragged(taken)
+        here = at.count[rows[each]] - taken[each] + columns
+        out[(ends - counts + left - taken)[each] + columns] = at.tokens[rows[each], here]
+        left = left - taken
+        rows, at = at.rows_below[rows], at.below
+    return out

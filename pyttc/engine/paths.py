@@ -1,0 +1,379 @@
+"""Paths: many continuations of one or more prompts, as arrays over one cache."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from . import history
+from .cache import Ints
+from .cost import Cost
+from .decode import decode
+from .history import Segment
+from .identity import child_ids, prompt_word, sample_keys
+from .stops import Until
+
+if TYPE_CHECKING:
+    from .engine import Engine
+
+# why a path stopped in its last decode call; "" while it has not
+ENDS = ("", "eos", "until", "length", "context", "invalid", "stopped")
+ARRAYS = ("leaves", "prompt", "lengths", "path_ids", "parents", "depth", "seeds", "ends", "rows")
+DONE = (1, 4, 5)  # those after which a path cannot go on
+
+
+class Paths:
+    """N paths that can be forked, decoded, lengthened, chosen among and scored.
+
+    `fork` makes new paths and leaves these as they are. `decode`, `append` and `select` change these
+    paths in place and return them. Pages are free as soon as no path holds them: drop paths with
+    `select`, with `free`, or by forgetting the object.
+
+    Attributes:
+        path_ids [N], parents [N], prompt [N]: numpy arrays. The path's id (see `identity`); the row it
+            had in the Paths it was forked from, -1 for prompts; the index of its prompt in `prompts`.
+        prompts: the token ids of each prompt.
+        cost: what was spent on these prompts, by these paths and all that came of the same prefill.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        leaves: Ints,
+        prompts: list[npt.NDArray[np.int32]],
+        hidden: torch.Tensor,
+        seed: int,
+        cost: Cost,
+    ) -> None:
+        n = leaves.size
+        self.engine, self.leaves, self.prompts, self.cost = engine, leaves, prompts, cost
+        self.words = np.array([prompt_word(ids) for ids in prompts], np.uint64)
+        self.prompt = np.arange(n)
+        self.lengths = np.array([ids.size for ids in prompts], np.int64)
+        self.path_ids, self.parents = np.zeros(n, np.int64), np.full(n, -1)
+        self.seeds = np.full(n, seed, np.int64)
+        self.ends, self.depth = np.zeros(n, np.int8), np.zeros(n, np.int64)
+        self.segment, self.rows, self._own = Segment(None, np.arange(n)), np.arange(n), True
+        self._hidden, self._hidden_row = hidden, np.arange(n)
+
+    def __len__(self) -> int:
+        return int(self.leaves.size)
+
+    def __repr__(self) -> str:
+        return f"Paths({len(self)} of {np.unique(self.prompt).size} prompts, {self.done.sum()} done)"
+
+    def __del__(self) -> None:
+        with contextlib.suppress(AttributeError):
+            self.engine._dropped.append(self.leaves)
+
+    # --- reading
+
+    @property
+    def tokens(self) -> torch.Tensor:
+        """int64 [N, T]: what each path wrote after its prompt, appended tokens too; -1 past its end."""
+        return self._padded("tokens", -1).long()
+
+    @property
+    def logprobs(self) -> torch.Tensor:
+        """float32 [N, T]: log-probability of each token, at the temperature it was drawn at; NaN for
+        appended tokens and past the end."""
+        return self._padded("logprobs", torch.nan)
+
+    @property
+    def entropy(self) -> torch.Tensor:
+        """float32 [N, T]: entropy in nats of the distribution each token was drawn from; NaN as above."""
+        return self._padded("entropy", torch.nan)
+
+    @property
+    def confidence(self) -> torch.Tensor:
+        """float32 [N, T]: minus the mean log-probability of the best `confidence` tokens (DeepConf, arXiv
+        2508.15260), if decode was asked for it; else NaN."""
+        return self._padded("confidence", torch.nan)
+
+    @property
+    def done(self) -> npt.NDArray[np.bool_]:
+        """[N]: whether the path ended for good (end of text, model's length, invalid logits)."""
+        return np.isin(self.ends, DONE)
+
+    @property
+    def ended(self) -> list[str]:
+        """Why each path stopped when it was last decoded: one of ENDS."""
+        return [ENDS[end] for end in self.ends.tolist()]
+
+    @property
+    def new_lengths(self) -> Ints:
+        """[N]: tokens after the prompt."""
+        sizes = np.array([ids.size for ids in self.prompts], np.int64)
+        written: Ints = self.lengths - sizes[self.prompt]
+        return written
+
+    def text(self, *, prompt: bool = False, special: bool = False) -> list[str]:
+        """What each path wrote, as text; with its prompt before it, or special tokens shown, if asked."""
+        tokenizer = self.engine.tokenizer
+        if tokenizer is None:
+            raise ValueError("text: this engine has no tokenizer")
+        written = history.read(self.segment, self.rows, "tokens")
+        if prompt:
+            written = [
+                np.concatenate([self.prompts[p], w])
+                for p, w in zip(self.prompt.tolist(), written, strict=True)
+            ]
+        return [tokenizer.decode(w.tolist(), skip_special_tokens=not special) for w in written]
+
+    def _padded(self, name: str, fill: float) -> torch.Tensor:
+        parts = history.read(self.segment, self.rows, name)
+        width = max((part.size for part in parts), default=0)
+        dtype = np.int32 if name == "tokens" else np.float32
+        out = np.full((len(parts), width), fill, dtype)
+        for row, part in zip(out, parts, strict=True):
+            row[: part.size] = part
+        return torch.from_numpy(out)
+
+    # --- the verbs
+
+    def fork(self, n: int | Sequence[int], *, seed: int | None = None, start: int = 0) -> Paths:
+        """`n` new paths from each of these (or n[i] from path i), those of one path side by side.
+
+        Nothing is computed or copied: the forks share every token with the path they came from, and the
+        first of their writes to a page that is partly full copies that page.
+
+        Args:
+            seed: of the new paths' draws; None: the seed of the path each came from.
+            start: the number of the first fork. The k-th fork of a path is the same path, with the
+                same draws, whatever n is: fork(64) has the paths of fork(16) and fork(48, start=16).
+        """
+        times = np.broadcast_to(np.asarray(n, np.int64), self.leaves.shape)
+        if (times < 0).any():
+            raise ValueError(f"n: got {n}, expected numbers >= 0")
+        index = np.repeat(np.arange(times.size), times)
+        k = start + np.arange(index.size) - np.repeat(np.cumsum(times) - times, times)
+        self._own = False
+        forks = self._take(index)
+        fresh = (self.depth[index] == 0) & (self.new_lengths[index] == 0)
+        forks.path_ids = child_ids(self.path_ids[index], self.lengths[index], fresh, k)
+        forks.parents, forks.depth = index, forks.depth + 1
+        if seed is not None:
+            forks.seeds = np.full(index.size, seed, np.int64)
+        forks.ends[np.isin(forks.ends, DONE, invert=True)] = 0
+        self.engine.cache.share(forks.leaves)
+        extra = np.maximum(times - 1, 0)
+        self.cost.forked(self.engine.prices, np.repeat(self.lengths, extra))
+        return forks
+
+    def decode(
+        self,
+        until: Until = None,
+        max_new_tokens: int | Sequence[int] | None = None,
+        *,
+        temperature: Any = 1.0,
+        top_k: Any = 0,
+        top_p: Any = 1.0,
+        min_p: Any = 0.0,
+        mask: torch.Tensor | None = None,
+        confidence: int = 0,
+        stop_if: Callable[[Paths, Ints], Any] | None = None,
+        progress: bool | None = None,
+    ) -> Paths:
+        """Decodes all paths that are not done, together; each stops by itself and leaves the batch.
+
+        Args:
+            until: stop strings or token ids, one or several, beside the model's own end of text. A path
+                ends with the token that completes one; strings may span tokens, and are looked for in
+                what this call decodes.
+            max_new_tokens: at most so many tokens in this call, for all or for each path; None: up to
+                the model's length.
+            temperature, top_k, top_p, min_p: as for `pyttc.sample`; a number, or one for each path.
+            mask: int32 [N, ceil(V / 32)] or [ceil(V / 32)], the tokens allowed, as for `pyttc.sample`.
+            confidence: k > 0 keeps minus the mean log-probability of the k best tokens at each step.
+            stop_if: called after every step with these paths and the indices of those still running;
+                returns which of these to stop (a bool each), or None.
+            progress: show a bar; None: on a terminal, for long runs.
+
+        Returns:
+            These paths; `ended` says why each stopped.
+
+        Raises:
+            OutOfPages, KeyboardInterrupt: the paths are as they were after the last whole step; what was
+                decoded is readable and decoding can go on.
+        """
+        sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
+        decode(self, until, max_new_tokens, sampling, mask, confidence, stop_if, progress)
+        return self
+
+    def append(self, text: Any, *, keep_eos: bool = True) -> Paths:
+        """Lengthens the paths by forced tokens: one text or list of ids for all, or a list of them, one each.
+
+        An empty one leaves its path as it is. The tokens go through the model with the next step. A path that
+        was done goes on; its end-of-text token stays, or with keep_eos=False is taken back first.
+        """
+        engine = self.engine
+        if isinstance(text, str) or (len(text) > 0 and isinstance(text[0], (int, np.integer))):
+            each = [engine.encode(text, special=False)] * len(self)
+        else:
+            each = [engine.encode(t, special=False) for t in text]
+        if len(each) != len(self):
+            raise ValueError(f"text: got {len(each)} texts, expected {len(self)}, one a path")
+        counts = np.array([ids.size for ids in each], np.int64)
+        if (self.lengths + counts > engine.max_length).any():
+            raise ValueError(f"text: longer than the model's {engine.max_length} tokens")
+        chosen = np.flatnonzero(counts)
+        self.begin_writing()
+        if not keep_eos:
+            self._take_back_eos(chosen[self.ends[chosen] == 1])
+        self.segment.extend(self.rows[chosen], counts[chosen], np.concatenate(each or [[]]))
+        self.lengths[chosen] += counts[chosen]
+        self.ends[chosen] = 0
+        self._hidden_row[chosen] = -1
+        self.cost.prompted(int(counts.sum()), int(counts.sum()))
+        return self
+
+    def _take_back_eos(self, which: Ints) -> None:
+        if (self.lengths[which] == self.engine.cache.lengths(self.leaves[which])).any() or (
+            self.segment.count[self.rows[which]] == 0
+        ).any():
+            raise ValueError("keep_eos: the end of text was already scored or forked, and has to stay")
+        self.segment.count[self.rows[which]] -= 1
+        self.lengths[which] -= 1
+
+    def select(self, indices: Any) -> Paths:
+        """Keeps the paths at `indices` (or where a bool mask is True), in that order; the others are freed.
+
+        A path chosen several times stays itself once; its further copies are forks of it, with ids and
+        draws of their own. `parents` of all paths are then their rows before this call.
+        """
+        index = np.asarray(indices.cpu() if isinstance(indices, torch.Tensor) else indices)
+        if index.dtype == bool:
+            index = np.flatnonzero(index)
+        index = index.astype(np.int64).reshape(-1)
+        if index.size and not 0 <= int(index.min()) <= int(index.max()) < len(self):
+            raise IndexError(f"indices: got {index.tolist()}, expected 0 to {len(self) - 1}")
+        order = np.argsort(index, kind="stable")
+        copy = np.zeros(index.size, np.int64)  # the number of this copy of its path, 0 for the first
+        sorted_index = index[order]
+        first = np.searchsorted(sorted_index, sorted_index)
+        copy[order] = np.arange(index.size) - first
+        again = np.flatnonzero(copy)
+        taken = self._take(index)
+        if again.size:
+            taken._own = False
+            none = np.zeros(again.size, bool)
+            forked = child_ids(self.path_ids[index[again]], self.lengths[index[again]], none, copy[again])
+            taken.path_ids[again] = forked
+            self.cost.forked(self.engine.prices, self.lengths[index[again]])
+        taken.parents = index
+        self.engine.cache.share(taken.leaves)
+        self.engine.cache.release(self.leaves)
+        taken.leaves, kept = np.empty(0, np.int64), taken.leaves
+        self.__dict__.update({**taken.__dict__, "leaves": kept})
+        return self
+
+    def score(self, scorer: Callable[[Paths], Any]) -> torch.Tensor:
+        """float32 [N]: what `scorer` says of these paths, for instance a `LinearHead`."""
+        start = time.perf_counter()
+        scores = torch.as_tensor(scorer(self), dtype=torch.float32).reshape(-1)
+        if scores.numel() != len(self):
+            raise ValueError(f"scorer: gave {scores.numel()} scores, expected {len(self)}, one a path")
+        self.cost.seconds += time.perf_counter() - start
+        return scores
+
+    def hidden(self) -> torch.Tensor:
+        """[N, H]: the model's last hidden state at each path's last token."""
+        self.forward(np.arange(len(self)))
+        return self._hidden[torch.from_numpy(self._hidden_row).to(self._hidden.device)]
+
+    def free(self) -> None:
+        """Gives everything back; no paths are left."""
+        self.select([])
+
+    def spend_flops(self, flops: float) -> None:
+        """Adds a scorer's work to the cost."""
+        self.cost.ran.flops += flops
+        self.cost.unshared.flops += flops
+
+    # --- what decoding is made of
+
+    def _take(self, index: Ints) -> Paths:
+        """The paths at `index` as another object; references in the cache are the caller's business."""
+        other = object.__new__(Paths)
+        other.engine, other.prompts, other.words, other.cost = (
+            self.engine,
+            self.prompts,
+            self.words,
+            self.cost,
+        )
+        for name in ARRAYS:
+            setattr(other, name, getattr(self, name)[index])
+        other.segment, other._own = self.segment, self._own
+        other._hidden, other._hidden_row = self._hidden, self._hidden_row[index]
+        return other
+
+    def begin_writing(self) -> None:
+        """Makes the rows of the history these paths' own."""
+        if not self._own:
+            self.segment = Segment(self.segment, self.rows)
+            self.rows, self._own = np.arange(len(self)), True
+
+    def sample_identity(self, which: Ints) -> tuple[Ints, Ints]:
+        """(keys, 32-bit path ids) of the draws of the paths at `which`."""
+        return sample_keys(
+            self.seeds[which], self.words[self.prompt[which]], self.path_ids[which]
+        )
+
+    def forward(self, which: Ints) -> None:
+        """Runs the tokens of the paths at `which` that have not been through the model yet.
+
+        Raises:
+            OutOfPages: nothing was changed.
+        """
+        engine, cache = self.engine, self.engine.cache
+        waiting = which[self._hidden_row[which] < 0]
+        if not waiting.size:
+            return
+        engine.collect()
+        first = cache.lengths(self.leaves[waiting])
+        counts = self.lengths[waiting] - first
+        written = cache.write(self.leaves[waiting], counts)
+        self.leaves[waiting] = written.leaves
+        try:
+            engine.pool.copy(written.copy_from, written.copy_to)
+            tokens = history.tail(self.segment, self.rows[waiting], counts)
+            hidden = engine.run(written.leaves, first, counts, tokens)
+        except BaseException:
+            cache.take_back(written.leaves, counts)
+            raise
+        kept = np.flatnonzero(self._hidden_row >= 0)
+        self._hidden_row[waiting] = np.arange(waiting.size)
+        if kept.size:
+            rows, self._hidden_row[kept] = np.unique(self._hidden_row[kept], return_inverse=True)
+            self._hidden_row[kept] += waiting.size
+            old = self._hidden[torch.from_numpy(rows).to(hidden.device)]
+            hidden = torch.cat([hidden[: waiting.size], old])
+        self._hidden = hidden
+        self.cost.passed(engine.prices, first, counts, cache.tokens_under(written.leaves))
+        self.cost.held(engine.prices, engine.kv_bytes, self.lengths)
+
+    def logits(self, which: Ints) -> torch.Tensor:
+        """[which, V]: of the next token of the paths at `which`; forks that wrote nothing share a row."""
+        self.forward(which)
+        rows = self._hidden_row[which]
+        model, distinct = self.engine.model, rows.size
+        if (rows[1:] > rows[:-1]).all():
+            whole = rows[-1] == rows.size - 1
+            hidden = self._hidden if whole else self._hidden[torch.from_numpy(rows).to(self._hidden.device)]
+            logits = model.logits(hidden)[: rows.size]
+        else:
+            used, inverse = np.unique(rows, return_inverse=True)
+            distinct = used.size
+            logits = model.logits(self._hidden[torch.from_numpy(used).to(self._hidden.device)])
+            if distinct == 1:
+                logits = logits.expand(rows.size, -1)
+            else:
+                logits = logits[torch.from_numpy(inverse).to(logits.device)]
+        self.cost.sampled(self.engine.prices, rows.size, distinct)
+        return logits

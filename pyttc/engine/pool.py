@@ -1,0 +1,67 @@
+"""The pool of pages that holds all keys and values, of every layer."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from ..ops import copy_pages
+from .cache import Ints
+
+UNITS = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
+
+
+class KVPool:
+    """Keys and values, each [layers, pages, page_size, Hkv, D]. What no path holds is never read."""
+
+    def __init__(
+        self,
+        layers: int,
+        kv_heads: int,
+        head_dim: int,
+        page_size: int,
+        memory: int | str | None,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        self.page_bytes = 2 * layers * page_size * kv_heads * head_dim * dtype.itemsize
+        self.token_bytes = self.page_bytes // page_size
+        limit = default_memory(device) if memory is None else parse_memory(memory)
+        self.pages = min(limit // self.page_bytes, 2**31 // page_size)
+        if self.pages < 1:
+            raise ValueError(
+                f"memory: got {limit} bytes, expected at least {self.page_bytes}, one page of "
+                f"{page_size} tokens"
+            )
+        # on a CPU the system gives memory when a page is first written, so that a large pool costs nothing
+        shape = (layers, self.pages, page_size, kv_heads, head_dim)
+        self.k = torch.empty(shape, dtype=dtype, device=device)
+        self.v = torch.empty(shape, dtype=dtype, device=device)
+
+    def copy(self, source: Ints, target: Ints) -> None:
+        """Copies whole pages in all layers, one call."""
+        if source.size:
+            device = self.k.device
+            to = torch.from_numpy(target).to(device)
+            copy_pages(self.k, self.v, torch.from_numpy(source).to(device), to)
+
+
+def parse_memory(memory: int | str) -> int:
+    """Bytes, or a text such as "512MiB" or "4GiB"."""
+    if isinstance(memory, int):
+        return memory
+    number, unit = memory[:-3].strip(), memory[-3:]
+    try:
+        return int(float(number) * UNITS[unit])
+    except (KeyError, ValueError):
+        raise ValueError(
+            f"memory: got {memory!r}, expected bytes, or a number with KiB, MiB, GiB or TiB"
+        ) from None
+
+
+def default_memory(device: torch.device) -> int:
+    """A quarter of the machine's memory; on a GPU, 60 % of what is free."""
+    if device.type == "cuda":
+        return int(0.6 * torch.cuda.mem_get_info(device)[0])
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4

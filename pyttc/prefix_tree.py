@@ -1,0 +1,153 @@
+"""PrefixTree: which pages of a KV pool each path of a forest attends to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from .ops import checks
+
+if TYPE_CHECKING:
+    import numpy
+
+    Ints = Sequence[int] | torch.Tensor | numpy.ndarray[Any, Any]
+
+
+class PrefixTree:
+    """A forest of token runs over a pool of pages, and the paths that end in it.
+
+    Node i holds lengths[i] tokens in the pool pages pages[i], in order, and starts on a page of its own;
+    its last page may be part full and more pages than needed may be listed: what is past its length is
+    never read. A path is the tokens from a root to leaves[n], all of them; positions count from the root.
+
+    Args:
+        parents: of each node the node above it, -1 for a root. Any order, no cycles.
+        pages: of each node the ids of its pages: at least ceil(lengths[i] / page_size).
+        lengths: of each node its number of tokens, 0 allowed.
+        leaves: of each path the node it ends in, -1 for a path without tokens. Nodes may be named by
+            several paths, or by none, and need not be leaves of the forest.
+        page_size: tokens a page, 1 to 256.
+        device: where the tensors are held.
+
+    Each may be a list, a tensor or a numpy array; `pages` a list of them. Everything is checked here
+    but the page ids, which the ops check against the pool. `from_tensors` takes ready tensors unchecked.
+
+    Attributes:
+        parents, lengths [nodes], page_offsets [nodes + 1], page_ids, leaves [paths]: int32 tensors; the
+        pages of node i are page_ids[page_offsets[i] : page_offsets[i + 1]].
+        page_size: int.
+
+    Raises:
+        ValueError: naming the argument that is wrong, and where.
+    """
+
+    parents: torch.Tensor
+    page_offsets: torch.Tensor
+    page_ids: torch.Tensor
+    lengths: torch.Tensor
+    leaves: torch.Tensor
+    page_size: int
+
+    def __init__(
+        self,
+        parents: Ints,
+        pages: Sequence[Ints],
+        lengths: Ints,
+        leaves: Ints,
+        page_size: int,
+        *,
+        device: torch.device | str | None = None,
+    ) -> None:
+        if not 1 <= page_size <= 256:
+            checks.fail("page_size", page_size, "1 to 256")
+        up, tokens, ends = (
+            ints("parents", parents),
+            ints("lengths", lengths),
+            ints("leaves", leaves),
+        )
+        nodes = up.numel()
+        if len(pages) != nodes:
+            checks.fail("pages", f"{len(pages)} lists", f"{nodes}, one a node")
+        if tokens.numel() != nodes:
+            checks.fail("lengths", f"{tokens.numel()} lengths", f"{nodes}, one a node")
+        within("parents", up, -1, nodes - 1)
+        within("leaves", ends, -1, nodes - 1)
+        within("lengths", tokens, 0, 2**31 - 1)
+        counts = torch.tensor([len(p) for p in pages], dtype=torch.int64)
+        short = (counts * page_size < tokens).nonzero()
+        if short.numel():
+            i = int(short[0])
+            checks.fail(
+                "pages",
+                f"{int(counts[i])} pages for node {i}",
+                f"at least {-(-int(tokens[i]) // page_size)} for its {int(tokens[i])} tokens",
+            )
+        # Climbing twice as far each time: after `nodes` steps everyone has left a forest.
+        above = up
+        for _ in range(nodes.bit_length()):
+            above = torch.where(above >= 0, above[above], above)
+        looped = (above >= 0).nonzero()
+        if looped.numel():
+            i = int(looped[0])
+            checks.fail(
+                "parents", f"{int(up[i])} for node {i}", "a forest, but it leads to a cycle"
+            )
+        if nodes and isinstance(pages[0], torch.Tensor):
+            ids = torch.cat([torch.as_tensor(p).cpu() for p in pages])
+        else:
+            ids = torch.tensor([int(p) for p in chain.from_iterable(pages)], dtype=torch.int64)
+        offsets = torch.zeros(nodes + 1, dtype=torch.int64)
+        torch.cumsum(counts, 0, out=offsets[1:])
+        held = {"dtype": torch.int32, "device": device}
+        self.parents, self.lengths, self.leaves = up.to(**held), tokens.to(**held), ends.to(**held)
+        self.page_offsets, self.page_ids = offsets.to(**held), ids.to(**held)
+        self.page_size = page_size
+
+    @classmethod
+    def from_tensors(
+        cls,
+        parents: torch.Tensor,
+        page_offsets: torch.Tensor,
+        page_ids: torch.Tensor,
+        lengths: torch.Tensor,
+        leaves: torch.Tensor,
+        page_size: int,
+    ) -> PrefixTree:
+        """A tree of ready int32 or int64 tensors of one device, held as they are and not checked here:
+        the ops check shapes and dtypes, and on the CPU values too, on every call."""
+        tree = cls.__new__(cls)
+        tree.parents, tree.page_offsets, tree.page_ids = parents, page_offsets, page_ids
+        tree.lengths, tree.leaves, tree.page_size = lengths, leaves, page_size
+        return tree
+
+    def to(self, device: torch.device | str) -> PrefixTree:
+        """The same tree with its tensors on `device`."""
+        tensors = self.parents, self.page_offsets, self.page_ids, self.lengths, self.leaves
+        return PrefixTree.from_tensors(*(t.to(device) for t in tensors), self.page_size)
+
+    def __repr__(self) -> str:
+        return (
+            f"PrefixTree({self.parents.shape[0]} nodes, {self.leaves.shape[0]} paths, "
+            f"page_size={self.page_size}, device={self.parents.device})"
+        )
+
+
+def ints(name: str, values: Ints) -> torch.Tensor:
+    tensor = torch.as_tensor(values).cpu()
+    if tensor.numel() == 0:
+        tensor = tensor.to(torch.int64)
+    if tensor.dim() != 1:
+        checks.fail_shape(name, tensor, "one dimension")
+    if tensor.dtype.is_floating_point or tensor.dtype.is_complex or tensor.dtype is torch.bool:
+        checks.fail_dtype(name, tensor, "integers")
+    return tensor.to(torch.int64)
+
+
+def within(name: str, values: torch.Tensor, low: int, high: int) -> None:
+    wrong = ((values < low) | (values > high)).nonzero()
+    if wrong.numel():
+        i = int(wrong[0])
+        checks.fail(name, f"{int(values[i])} at {i}", f"{low} to {high}")

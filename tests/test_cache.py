@@ -1,0 +1,273 @@
+"""The path cache against a plain-Python model: no leak, no double free, no token of one path in another."""
+
+import os
+import time
+
+import numpy as np
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from pyttc.engine.cache import ROOT, OutOfPages, PathCache, pages_for
+from tests.common import EXAMPLES
+
+
+class Checked:
+    """A cache, a pool of one float a slot (NaN where nothing was stored), and what each path must read."""
+
+    def __init__(self, pages: int, page_size: int) -> None:
+        self.cache = PathCache(pages, page_size)
+        self.pool = np.full((pages, page_size), np.nan)
+        self.paths: list[tuple[int, list[float]]] = []  # leaf, the values of its tokens
+        self.prompts: dict[int, int] = {}
+        self.stamp = 0.0
+
+    def new(self, tokens: list[int]) -> None:
+        ids = np.array(tokens, np.int32)
+        leaf, matched = self.cache.new(ids)
+        assert matched < len(tokens) and matched % self.cache.page_size == 0
+        values = self.read(leaf)
+        # a prompt's values are its tokens and where they stand, so that a wrong match shows
+        wanted = [float(t) + i / 1000 for i, t in enumerate(tokens)]
+        assert values == wanted[:matched]
+        self.paths.append((leaf, values))
+        try:
+            self.write([len(self.paths) - 1], [wanted[matched:]])
+        except OutOfPages:
+            self.cache.release(np.array([self.paths.pop()[0]]))
+            raise
+        self.cache.remember(self.paths[-1][0], ids[matched:])
+
+    def fork(self, which: int, times: int) -> None:
+        leaf, values = self.paths[which]
+        self.cache.share(np.array([leaf]), times)
+        self.paths += [(leaf, list(values)) for _ in range(times)]
+
+    def append(self, which: list[int], counts: list[int]) -> None:
+        rows = []
+        for count in counts:
+            rows.append([1000.0 + self.stamp + i for i in range(count)])
+            self.stamp += count
+        self.write(which, rows)
+
+    def write(self, which: list[int], rows: list[list[float]]) -> None:
+        leaves = np.array([self.paths[i][0] for i in which], np.int64)
+        counts = np.array([len(row) for row in rows], np.int64)
+        before = (self.cache.free_pages, self.cache.nodes, self.cache.refs.copy())
+        needed = self.cache.pages_needed(leaves, counts)
+        try:
+            written = self.cache.write(leaves, counts)
+        except OutOfPages as error:
+            assert (error.needed, error.free) == (needed, self.cache.free_pages)
+            assert needed > before[0] == self.cache.free_pages
+            assert self.cache.nodes == before[1] and np.array_equal(self.cache.refs, before[2])
+            raise
+        assert before[0] - self.cache.free_pages == needed
+        self.pool[written.copy_to] = self.pool[written.copy_from]
+        for i, leaf, row in zip(which, written.leaves.tolist(), rows, strict=True):
+            values = self.paths[i][1]
+            positions = np.arange(len(values), len(values) + len(row))
+            slots = self.cache.slots(np.full(len(row), leaf), positions)
+            self.pool.reshape(-1)[slots] = row
+            self.paths[i] = (leaf, values + row)
+
+    def free(self, which: list[int]) -> None:
+        self.cache.release(np.array([self.paths[i][0] for i in which], np.int64))
+        self.paths = [p for i, p in enumerate(self.paths) if i not in set(which)]
+        self.poison_unused()
+
+    def read(self, leaf: int) -> list[float]:
+        values: list[float] = []
+        while leaf != ROOT:
+            length = int(self.cache.length[leaf])
+            pages = self.cache.table[leaf, : pages_for(length, self.cache.page_size)]
+            values = self.pool[pages].reshape(-1)[:length].tolist() + values
+            leaf = int(self.cache.parent[leaf])
+        return values
+
+    def poison_unused(self) -> None:
+        used = np.zeros(self.cache.pages, bool)
+        for node in self.live():
+            used[self.node_pages(node)] = True
+        self.pool[~used] = np.nan
+
+    def live(self) -> set[int]:
+        nodes: set[int] = set()
+        for leaf, _ in self.paths:
+            while leaf != ROOT and leaf not in nodes:
+                nodes.add(leaf)
+                leaf = int(self.cache.parent[leaf])
+        return nodes
+
+    def node_pages(self, node: int) -> list[int]:
+        length = int(self.cache.length[node])
+        return self.cache.table[node, : pages_for(length, self.cache.page_size)].tolist()
+
+    def check_content(self) -> None:
+        for leaf, values in self.paths:
+            assert self.read(leaf) == values
+            assert int(self.cache.lengths(np.array([leaf]))[0]) == len(values)
+
+    def check_structure(self) -> None:
+        cache, live = self.cache, self.live()
+        assert cache.nodes == len(live) + 1
+        refs = {node: 0 for node in live} | {ROOT: 1}
+        for leaf, _ in self.paths:
+            refs[leaf] += 1
+        pages: list[int] = []
+        for node in live:
+            parent = int(cache.parent[node])
+            refs[parent] += 1
+            pages += self.node_pages(node)
+            assert cache.start[node] == cache.start[parent] + cache.length[parent]
+            assert cache.start[node] % cache.page_size == 0
+        assert all(int(cache.refs[node]) == count for node, count in refs.items())
+        assert len(set(pages)) == len(pages) == cache.pages - cache.free_pages
+        free = cache._free_pages[: cache.free_pages].tolist()
+        assert len(set(free)) == len(free) and not set(free) & set(pages)
+        assert set(cache._tokens) <= live
+
+
+class CacheMachine(RuleBasedStateMachine):
+    @initialize(pages=st.integers(1, 40), page_size=st.integers(1, 5))
+    def start(self, pages: int, page_size: int) -> None:
+        self.checked = Checked(pages, page_size)
+
+    @rule(tokens=st.lists(st.integers(0, 1), min_size=1, max_size=24))
+    def new(self, tokens: list[int]) -> None:
+        try:
+            self.checked.new(tokens)
+        except OutOfPages:
+            pass
+
+    @rule(data=st.data(), times=st.integers(1, 5))
+    def fork(self, data: st.DataObject, times: int) -> None:
+        if self.checked.paths:
+            self.checked.fork(data.draw(st.integers(0, len(self.checked.paths) - 1)), times)
+
+    @rule(data=st.data())
+    def append(self, data: st.DataObject) -> None:
+        which = data.draw(self.some_paths())
+        counts = [data.draw(st.integers(1, 9)) for _ in which]
+        try:
+            self.checked.append(which, counts)
+        except OutOfPages:
+            pass
+
+    @rule(data=st.data())
+    def free(self, data: st.DataObject) -> None:
+        self.checked.free(data.draw(self.some_paths()))
+
+    def some_paths(self) -> st.SearchStrategy[list[int]]:
+        return (
+            st.lists(st.sampled_from(range(len(self.checked.paths))), unique=True, max_size=8)
+            if (self.checked.paths)
+            else st.just([])
+        )
+
+    @invariant()
+    def holds(self) -> None:
+        if hasattr(self, "checked"):
+            self.checked.check_content()
+            self.checked.check_structure()
+
+
+TestCacheMachine = CacheMachine.TestCase
+TestCacheMachine.settings = settings(
+    max_examples=EXAMPLES, stateful_step_count=30, deadline=None, derandomize=True
+)
+
+
+def test_a_million_operations():
+    """Seeded, mixed, with little memory: contents compared at every step of the paths touched."""
+    operations = int(os.environ.get("PYTTC_CACHE_OPERATIONS", 1_000_000))
+    rng = np.random.default_rng(0)
+    checked = Checked(pages=600, page_size=4)
+    done = refused = sweep = 0
+    start = time.monotonic()
+    while done < operations:
+        paths = len(checked.paths)
+        kind = rng.integers(20)
+        try:
+            if kind == 0 or not paths:
+                checked.new(rng.integers(0, 2, int(rng.integers(1, 40))).tolist())
+                done += 1
+            elif kind <= 3 and paths < 400:
+                times = int(rng.integers(1, 65))
+                checked.fork(int(rng.integers(paths)), times)
+                done += times
+            elif kind <= 16:
+                which = rng.permutation(paths)[: int(rng.integers(1, 257))].tolist()
+                done += len(which)
+                checked.append(which, rng.integers(1, 4, len(which)).tolist())
+            else:
+                which = rng.permutation(paths)[: int(rng.integers(1, 1 + paths))].tolist()
+                checked.free(which)
+                done += len(which)
+        except OutOfPages:
+            refused += 1
+            if rng.integers(4) == 0:
+                checked.free(rng.permutation(paths)[: paths // 2].tolist())
+        sweep += 1
+        if sweep % 50 == 0:
+            checked.check_content()
+            checked.check_structure()
+    checked.free(list(range(len(checked.paths))))
+    assert checked.cache.free_pages == 600 and checked.cache.nodes == 1
+    assert refused > 50
+    print(f"{sweep} calls, {refused} refused, {time.monotonic() - start:.1f} s")
+
+
+def test_fork_touches_no_page():
+    cache = PathCache(1000, 16)
+    leaf, _ = cache.new(np.arange(4100, dtype=np.int32))
+    leaves = cache.write(np.array([leaf]), np.array([4100])).leaves
+    free = cache.free_pages
+    times = []
+    for _ in range(50):
+        start = time.perf_counter()
+        cache.share(leaves, 256)
+        children = np.repeat(leaves, 256)
+        times.append(time.perf_counter() - start)
+        cache.release(children)
+    assert cache.free_pages == free
+    assert sorted(times)[25] < 100e-6
+
+
+def test_first_write_copies_only_the_partial_page():
+    cache = PathCache(600, 16)
+    leaf, _ = cache.new(np.arange(4100, dtype=np.int32))
+    leaves = cache.write(np.array([leaf]), np.array([4100])).leaves
+    cache.share(leaves, 63)
+    written = cache.write(np.repeat(leaves, 64), np.ones(64, np.int64))
+    # the last of those who hold the page keeps it
+    assert written.copy_to.size == 63 and set(written.copy_from.tolist()) == {256}
+    assert np.unique(written.leaves).size == 64
+    assert cache.pages - cache.free_pages == 257 + 63
+
+
+def test_prompts_share_whole_pages_by_token_ids():
+    cache = PathCache(100, 4)
+    a = np.arange(19, dtype=np.int32)
+    leaf, matched = cache.new(a)
+    assert matched == 0
+    leaf = int(cache.write(np.array([leaf]), np.array([19])).leaves[0])
+    cache.remember(leaf, a)
+    b = a.copy()
+    b[10] = 99
+    for prompt, shared in ((a, 16), (a[:17], 16), (a[:16], 12), (b, 8), (a[1:], 0), (a[:3], 0)):
+        other, matched = cache.new(prompt)
+        assert matched == shared
+        cache.release(np.array([other]))
+    cache.release(np.array([leaf]))
+    assert cache.new(a)[1] == 0
+
+
+def test_out_of_pages_says_what_is_needed():
+    cache = PathCache(4, 4)
+    leaf, _ = cache.new(np.arange(5, dtype=np.int32))
+    with pytest.raises(OutOfPages, match="needs 5 pages and 4 of 4 are free"):
+        cache.write(np.array([leaf]), np.array([17]))
+    cache.write(np.array([leaf]), np.array([16]))
+    assert cache.free_pages == 0
