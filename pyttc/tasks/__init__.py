@@ -1,0 +1,1 @@
+"""Tasks with exact verifiers, and the models trained on them."""
