@@ -114,9 +114,9 @@ class Run:
 
     # --- the verbs
 
-    def fork(self, paths: Paths, n: int | Sequence[int] | Ints) -> Paths:
+    def fork(self, paths: Paths, n: int | Sequence[int] | Ints, start: int = 0) -> Paths:
         """Paths.fork, on record."""
-        forks = paths.fork(n)  # type: ignore[arg-type]
+        forks = paths.fork(n, start=start)  # type: ignore[arg-type]
         nodes = self.nodes(paths)
         for key, row in zip(self.keys(forks), forks.parents.tolist(), strict=True):
             if nodes[row] >= 0:
