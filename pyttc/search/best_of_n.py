@@ -1,0 +1,29 @@
+"""Best of N: independent paths, the one a scorer likes best."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from ..engine import Paths
+from .run import Run, Scorer
+from .scores import Aggregate, mean_logprob, over_steps
+
+
+@dataclass(frozen=True)
+class BestOfN:
+    """`n` independent paths, ranked by `score` (of the whole path, or over its steps).
+
+    Source: Cobbe et al. (arXiv 2110.14168); over steps, Lightman et al. (arXiv 2305.20050).
+    """
+
+    n: int = 64
+    score: Scorer = mean_logprob
+    aggregate: Aggregate = "last"
+
+    def run(self, run: Run) -> Iterator[Paths]:
+        paths = run.fork(run.root, self.n)
+        for paths in run.finish(paths):
+            run.score(paths, self.score)
+            run.rank(paths, over_steps(run, paths, self.aggregate))
+            yield paths

@@ -1,0 +1,91 @@
+"""Budget: how much thinking a run may do, in whichever unit runs out first."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a run may spend. The first exhausted limit stops it; None is no limit.
+
+    Args:
+        tokens: new tokens, decoded by the model or forced with `append`, over all paths and prompts.
+        seconds: wall time from the start of the run.
+        flops: floating-point operations of prefill, decoding and scoring together, as `Cost` counts them.
+        dollars: money at `dollars_per_hour`, the price of the machine.
+
+    Tokens and FLOPs are obeyed before they are spent: a step that would pass the limit is shortened, so
+    no run exceeds them. Seconds and dollars are looked at after every decoding step.
+    """
+
+    tokens: int | None = None
+    seconds: float | None = None
+    flops: float | None = None
+    dollars: float | None = None
+    dollars_per_hour: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("tokens", "seconds", "flops", "dollars", "dollars_per_hour"):
+            value = getattr(self, name)
+            if value is not None and not (value >= 0 and math.isfinite(value)):
+                raise ValueError(f"{name}: got {value!r}, expected a finite number >= 0 or None")
+        if self.dollars is not None and not self.dollars_per_hour:
+            raise ValueError(
+                f"dollars_per_hour: got {self.dollars_per_hour!r}, expected the machine's price, since "
+                "dollars is limited"
+            )
+
+    @property
+    def deadline(self) -> float:
+        """Seconds a run may take: the sooner of `seconds` and what `dollars` buy."""
+        bought = math.inf
+        if self.dollars is not None and self.dollars_per_hour:
+            bought = self.dollars / self.dollars_per_hour * 3600
+        return min(bought, math.inf if self.seconds is None else self.seconds)
+
+
+class Meter:
+    """What a run has spent of its budget, and which limit stopped it."""
+
+    def __init__(self, budget: Budget) -> None:
+        self.budget = budget
+        self.start = time.perf_counter()
+        self.tokens = 0
+        self.flops = 0.0
+
+    @property
+    def seconds(self) -> float:
+        return time.perf_counter() - self.start
+
+    @property
+    def dollars(self) -> float | None:
+        price = self.budget.dollars_per_hour
+        return None if price is None else self.seconds / 3600 * price
+
+    def spend(self, tokens: int, flops: float) -> None:
+        self.tokens += tokens
+        self.flops += flops
+
+    def affords(self, tokens: int, flops: float = 0.0) -> bool:
+        """Whether `tokens` more tokens that cost `flops` stay within every limit."""
+        budget = self.budget
+        return (
+            (budget.tokens is None or self.tokens + tokens <= budget.tokens)
+            and (budget.flops is None or self.flops + flops <= budget.flops)
+            and self.seconds < budget.deadline
+        )
+
+    @property
+    def exhausted(self) -> str | None:
+        """The name of the limit that is reached, or None."""
+        budget, seconds = self.budget, self.seconds
+        if budget.tokens is not None and self.tokens >= budget.tokens:
+            return "tokens"
+        if budget.flops is not None and self.flops >= budget.flops:
+            return "flops"
+        if seconds >= budget.deadline:
+            return "seconds" if budget.seconds == budget.deadline else "dollars"
+        return None

@@ -1,0 +1,50 @@
+"""REBASE: as many forks for a path as its score deserves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..engine import Paths
+from .run import Run, Scorer
+
+
+@dataclass(frozen=True)
+class Rebase:
+    """Reward-balanced search: `width` forks a prompt and step, shared out over its open paths in proportion
+    to exp(score / temperature); what a prompt's finished paths took from the width is not forked again.
+
+    Source: Wu et al. (arXiv 2408.00724).
+    """
+
+    score: Scorer
+    width: int = 16
+    temperature: float = 0.2
+
+    def run(self, run: Run) -> Iterator[Paths]:
+        paths = run.fork(run.root, self.width)
+        width = np.full(len(run.root), self.width)
+        while run.open(paths).any():
+            run.step(paths)
+            scores = run.score(paths, self.score).double().numpy()
+            run.rank(paths, scores)
+            yield paths
+            width -= np.bincount(paths.prompt[run.finished(paths)], minlength=width.size)
+            paths = run.drop_closed(paths)
+            scores = scores[paths.parents]
+            times = np.zeros(len(paths), np.int64)
+            for prompt, rows in run.groups(paths):
+                weight = np.exp((scores[rows] - scores[rows].max()) / self.temperature)
+                times[rows] = shares(weight, int(width[prompt]))
+            paths = run.fork(paths, times)
+
+
+def shares(weight: np.ndarray, total: int) -> np.ndarray:  # type: ignore[type-arg]
+    """`total` split in proportion to `weight`, whole numbers by largest remainder, ties to the first."""
+    exact = weight / weight.sum() * total
+    share = np.floor(exact).astype(np.int64)
+    rest = total - int(share.sum())
+    share[np.argsort(share - exact, kind="stable")[:rest]] += 1
+    return share

@@ -1,0 +1,325 @@
+"""Run: what a strategy works with. The verbs of `Paths`, within a budget, with everything on record."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from ..engine import Engine, Paths
+from .budget import Budget, Meter
+from .tree import Node, SearchTree
+
+Ints = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
+Scorer = Callable[[Paths], Any]
+Verifier = Callable[[str, str], bool]
+
+
+@dataclass(frozen=True)
+class Tool:
+    """Something that writes into a path: when the path has written `until`, `reply(prompt, text)` gives
+    the text to append, or None to end the path."""
+
+    until: str
+    reply: Callable[[str, str], str | None]
+
+
+class Strategy(Protocol):
+    """How to search. A small frozen dataclass: its fields are its settings, its state lives in `run`."""
+
+    def run(self, run: Run) -> Iterator[Paths]:
+        """Searches from run.root. Yields the paths it holds after every step."""
+        ...
+
+
+class Run:
+    """One search over one or many prompts.
+
+    Attributes:
+        root: the prompts as Paths, one each.
+        tree: the record so far.
+        solved [prompts]: whether a path of the prompt was verified (where that ends the prompt's search).
+        best [prompts]: the node of the best path so far, -1 for none.
+        stopped: the name of the budget's limit that is reached, or None.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        prompts: Sequence[str],
+        budget: Budget,
+        *,
+        verify: Verifier | None,
+        tool: Tool | None,
+        delimiter: str | None,
+        max_new_tokens: int | None,
+        stop_when_verified: bool,
+        seed: int,
+        sampling: dict[str, Any],
+    ) -> None:
+        self.engine, self.verify, self.tool, self.seed = engine, verify, tool, seed
+        self.delimiter, self.sampling = delimiter, sampling
+        self.stop_when_verified = stop_when_verified
+        self.meter = Meter(budget)
+        self.tree = SearchTree(list(prompts))
+        self.root = engine.prefill(list(prompts), seed=seed)
+        self.limit = max_new_tokens or engine.max_length
+        self.meter.spend(0, self.root.cost.ran.flops)
+        count = len(prompts)
+        self.solved = np.zeros(count, bool)
+        self.best = np.full(count, -1)
+        self._best_rank = np.full(count, -np.inf)
+        self._node: dict[tuple[int, int], int] = {}  # of each path, the last step on record
+        self._ended: set[tuple[int, int]] = set()
+
+    @property
+    def cost(self) -> Any:
+        return self.root.cost
+
+    @property
+    def stopped(self) -> str | None:
+        return self.meter.exhausted
+
+    # --- what is where
+
+    @staticmethod
+    def keys(paths: Paths) -> list[tuple[int, int]]:
+        return list(zip(paths.prompt.tolist(), paths.path_ids.tolist(), strict=True))
+
+    def nodes(self, paths: Paths) -> list[int]:
+        """The last step on record of each path, -1 for none."""
+        return [self._node.get(key, -1) for key in self.keys(paths)]
+
+    def open(self, paths: Paths) -> Bools:
+        """Which paths may go on: not ended, prompt not solved, budget left."""
+        if self.stopped:
+            return np.zeros(len(paths), bool)
+        ended = np.array([key in self._ended for key in self.keys(paths)], bool)
+        room = paths.new_lengths < self.limit
+        return ~paths.done & ~ended & room & ~self.solved[paths.prompt]
+
+    def finished(self, paths: Paths) -> Bools:
+        """Which paths came to an end of their own, and were not cut off."""
+        return np.array([end == "eos" for end in paths.ended], bool)
+
+    def groups(self, paths: Paths) -> Iterator[tuple[int, Ints]]:
+        """(prompt, rows of its paths), for each prompt that has any."""
+        for prompt in np.unique(paths.prompt).tolist():
+            yield prompt, np.flatnonzero(paths.prompt == prompt)
+
+    # --- the verbs
+
+    def fork(self, paths: Paths, n: int | Sequence[int] | Ints, start: int = 0) -> Paths:
+        """Paths.fork, on record."""
+        forks = paths.fork(n, start=start)  # type: ignore[arg-type]
+        nodes = self.nodes(paths)
+        for key, row in zip(self.keys(forks), forks.parents.tolist(), strict=True):
+            if nodes[row] >= 0:
+                self._node[key] = nodes[row]
+        return forks
+
+    def select(self, paths: Paths, indices: Any) -> Paths:
+        """Paths.select, on record: who is not chosen ends as "dropped"."""
+        keys, nodes = self.keys(paths), self.nodes(paths)
+        paths.select(indices)
+        chosen = set(paths.parents.tolist())
+        for row, key in enumerate(keys):
+            if row not in chosen:
+                self._close(key, nodes[row], "dropped")
+        for key, row in zip(self.keys(paths), paths.parents.tolist(), strict=True):
+            if nodes[row] >= 0:
+                self._node[key] = nodes[row]
+        return paths
+
+    def drop_closed(self, paths: Paths) -> Paths:
+        """Frees the paths that cannot go on."""
+        return self.select(paths, np.flatnonzero(self.open(paths)))
+
+    def append(self, paths: Paths, texts: Sequence[str], *, keep_eos: bool = True) -> Paths:
+        """Paths.append of one text a path, within the budget and on record."""
+        before = paths.new_lengths
+        paths.append(list(texts), keep_eos=keep_eos)
+        self.meter.spend(int(np.maximum(paths.new_lengths - before, 0).sum()), 0.0)
+        for key, text in zip(self.keys(paths), texts, strict=True):
+            if text:
+                self._ended.discard(key)
+        self._record(paths, before)
+        return paths
+
+    def score(self, paths: Paths, scorer: Scorer) -> torch.Tensor:
+        """float32 [N]: Paths.score, on record and on the bill."""
+        spent = self.cost.ran.flops
+        scores = paths.score(scorer)
+        self.meter.spend(0, self.cost.ran.flops - spent)
+        for node, score in zip(self.nodes(paths), scores.tolist(), strict=True):
+            if node >= 0:
+                self.tree.nodes[node].score = score
+        return scores
+
+    def rank(self, paths: Paths, scores: Any, among: Bools | None = None) -> None:
+        """Offers paths (of those that finished, or of `among`) as answers: the best score so far leads."""
+        values = np.asarray(scores, np.float64)
+        chosen = self.finished(paths) if among is None else among
+        for row in np.flatnonzero(chosen & ~np.isnan(values)).tolist():
+            prompt = int(paths.prompt[row])
+            if values[row] > self._best_rank[prompt]:
+                self._best_rank[prompt] = values[row]
+                self.best[prompt] = self._node.get((prompt, int(paths.path_ids[row])), -1)
+
+    def choose(self, prompt: int, node: int) -> None:
+        """Makes a node the prompt's answer, whatever was ranked before."""
+        self.best[prompt], self._best_rank[prompt] = node, -np.inf
+
+    def finish(self, paths: Paths, **sampling: Any) -> Iterator[Paths]:
+        """Steps until no path can go on; yields after each step."""
+        while self.open(paths).any():
+            yield self.step(paths, **sampling)
+
+    def step(self, paths: Paths, max_new_tokens: int | None = None, **sampling: Any) -> Paths:
+        """Decodes each open path to the next delimiter, tool replies included, and never past the budget.
+
+        Paths that end are verified, and where that ends a prompt's search its other paths stop at once.
+        """
+        options = {**self.sampling, **sampling}
+        before = paths.new_lengths
+        stops = [stop for stop in (self.delimiter, self.tool and self.tool.until) if stop]
+        left = np.where(self.open(paths), self.limit - before, 0)
+        if max_new_tokens is not None:
+            left = np.minimum(left, max_new_tokens)
+        while (share := self._share(paths, left)).any():
+            lengths, spent = paths.new_lengths, self.cost.ran.flops
+            paths.decode(stops or None, share, stop_if=self._watch, progress=False, **options)
+            decoded = paths.new_lengths - lengths
+            self.meter.spend(int(decoded.sum()), self.cost.ran.flops - spent)
+            ended = np.array(paths.ended)
+            replied = self._use_tool(paths, (share > 0) & (ended == "until"))
+            go_on = ((ended == "length") | replied) & ~self.solved[paths.prompt]
+            left = np.where(go_on, left - decoded, 0)
+        self._record(paths, before)
+        self._close_ended(paths)
+        return paths
+
+    # --- how
+
+    def _share(self, paths: Paths, left: Ints) -> Ints:
+        """How many of the tokens they may still write paths get at once, so that all of them together stay
+        within the budget: an equal share, and one more for the first."""
+        wanted = np.maximum(left, 0)
+        if self.stopped or not wanted.any():
+            return np.zeros_like(wanted)
+        running = np.flatnonzero(wanted)
+        budget, meter = self.meter.budget, self.meter
+        rest = np.inf if budget.tokens is None else budget.tokens - meter.tokens
+        if budget.flops is not None:
+            prices = self.engine.prices
+            longest = int(paths.lengths[running].max()) + int(wanted[running].max())
+            token = prices.body + prices.head + prices.attention * longest
+            rest = min(rest, (budget.flops - meter.flops) // token)
+        if rest >= wanted.sum():
+            return wanted
+        each, more = divmod(int(max(rest, 0)), running.size)
+        share = np.zeros_like(wanted)
+        share[running] = each
+        share[running[:more]] += 1
+        return np.minimum(share, wanted)
+
+    def _watch(self, paths: Paths, running: Ints) -> Bools | None:
+        """After every decoding step: verifies paths that just ended, and stops what need not go on."""
+        self._verify_ended(paths)
+        if self.meter.seconds >= self.meter.budget.deadline:
+            return np.ones(running.size, bool)
+        stop: Bools = self.solved[paths.prompt[running]]
+        return stop if stop.any() else None
+
+    def _verify_ended(self, paths: Paths) -> None:
+        if self.verify is None or not self.stop_when_verified:
+            return
+        fresh = [
+            row
+            for row in np.flatnonzero(np.array(paths.ended) == "eos").tolist()
+            if (int(paths.prompt[row]), int(paths.path_ids[row])) not in self._ended
+        ]
+        for row, text in zip(fresh, paths.text_of(fresh), strict=True):
+            prompt = int(paths.prompt[row])
+            self._ended.add((prompt, int(paths.path_ids[row])))
+            if not self.solved[prompt] and self.verify(self.tree.prompts[prompt], text):
+                self.solved[prompt] = True
+
+    def _use_tool(self, paths: Paths, at_stop: Bools) -> Bools:
+        """Replies to paths that stopped at the tool's text; returns which of them are still within a step."""
+        go_on = np.zeros(len(paths), bool)
+        tool = self.tool
+        if tool is None or not at_stop.any():
+            return go_on
+        rows = np.flatnonzero(at_stop)
+        keys, texts = self.keys(paths), [""] * len(paths)
+        for row, text in zip(rows.tolist(), paths.text_of(rows), strict=True):
+            if not text.endswith(tool.until):
+                continue
+            reply = tool.reply(self.tree.prompts[int(paths.prompt[row])], text)
+            if reply is None:
+                self._ended.add(keys[row])
+                continue
+            texts[row] = reply
+            go_on[row] = not (self.delimiter and reply.endswith(self.delimiter))
+        replied = np.array([bool(text) for text in texts])
+        if replied.any():
+            sizes = np.array([self.engine.encode(t, special=False).size if t else 0 for t in texts])
+            for row in np.flatnonzero(replied).tolist():  # a reply the budget has no room for ends the path
+                if not self.meter.affords(int(sizes[row])):
+                    texts[row], go_on[row] = "", False
+                    self._ended.add(keys[row])
+                else:
+                    self.meter.spend(int(sizes[row]), 0.0)
+            paths.append(texts)
+        return go_on
+
+    def _record(self, paths: Paths, before: Ints) -> None:
+        """A node for each path that has more tokens than `before`."""
+        after, tokens, logprobs = paths.new_lengths, paths.tokens, paths.logprobs
+        keys = self.keys(paths)
+        for row in np.flatnonzero(after > before).tolist():
+            span = slice(int(before[row]), int(after[row]))
+            ids = tokens[row, span].tolist()
+            key = keys[row]
+            self.tree.nodes.append(
+                Node(
+                    parent=self._node.get(key, -1),
+                    prompt=key[0],
+                    path=key[1],
+                    text=self.engine.tokenizer.decode(ids, skip_special_tokens=True),
+                    tokens=ids,
+                    logprob=float(logprobs[row, span].nansum()),
+                )
+            )
+            self._node[key] = len(self.tree.nodes) - 1
+
+    def _close(self, key: tuple[int, int], node: int, end: str) -> None:
+        self._ended.add(key)
+        if node >= 0 and not self.tree.nodes[node].end:
+            self.tree.nodes[node].end = end
+
+    def _close_ended(self, paths: Paths) -> None:
+        """Says on record why paths stopped, and asks the verifier of those that finished."""
+        stopped, nodes = self.stopped, self.nodes(paths)
+        can_go_on = self.open(paths)
+        for row, (key, end) in enumerate(zip(self.keys(paths), paths.ended, strict=True)):
+            if can_go_on[row] or nodes[row] < 0 or self.tree.nodes[nodes[row]].end:
+                continue
+            node = self.tree.nodes[nodes[row]]
+            if end != "eos":
+                cut = "solved" if self.solved[key[0]] else stopped
+                node.end = cut or ("tool" if key in self._ended else end)
+                continue
+            node.end = end
+            self._ended.add(key)
+            if self.verify is not None:
+                node.verified = self.verify(self.tree.prompts[key[0]], self.tree.text(nodes[row]))
+                if node.verified and self.stop_when_verified:
+                    self.solved[key[0]] = True
+                    self.choose(key[0], nodes[row])

@@ -1,0 +1,130 @@
+"""solve and stream: a strategy over prompts within a budget."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..engine import Engine
+from .budget import Budget
+from .run import Run, Strategy, Tool, Verifier
+from .tree import SearchTree
+
+
+@dataclass
+class Result:
+    """What a search found for one prompt.
+
+    Attributes:
+        answer: the text of the best path: verified, or else the one the strategy prefers; None if no path
+            came to an end.
+        best: its last step in `tree`, -1 for none.
+        verified: what the verifier says of it; None without a verifier.
+        tree: every path of the run (of all prompts), with scores and why it ended.
+        cost: of the run (of all prompts), a `Cost`.
+        tokens, seconds, flops, dollars: what the run had spent of its budget by then.
+        stopped: the limit that ended the run, or None.
+    """
+
+    prompt: str
+    answer: str | None
+    best: int
+    verified: bool | None
+    tree: SearchTree
+    cost: Any
+    tokens: int
+    seconds: float
+    flops: float
+    dollars: float | None
+    stopped: str | None
+
+
+def stream(
+    engine: Engine,
+    prompts: str | Sequence[str],
+    strategy: Strategy,
+    budget: Budget | None = None,
+    *,
+    verify: Verifier | None = None,
+    tool: Tool | None = None,
+    delimiter: str | None = None,
+    max_new_tokens: int | None = None,
+    stop_when_verified: bool = True,
+    seed: int = 0,
+    **sampling: Any,
+) -> Iterator[list[Result]]:
+    """`solve`, yielding the best so far of every prompt after each step of the strategy; the last is final."""
+    texts = [prompts] if isinstance(prompts, str) else list(prompts)
+    run = Run(
+        engine,
+        texts,
+        budget or Budget(),
+        verify=verify,
+        tool=tool,
+        delimiter=delimiter,
+        max_new_tokens=max_new_tokens,
+        stop_when_verified=stop_when_verified,
+        seed=seed,
+        sampling=sampling,
+    )
+    for _ in strategy.run(run):
+        yield results(run)
+    yield results(run)
+
+
+def solve(
+    engine: Engine,
+    prompts: str | Sequence[str],
+    strategy: Strategy,
+    budget: Budget | None = None,
+    **options: Any,
+) -> Any:
+    """Searches for an answer to each prompt, all prompts together in one ragged batch.
+
+    Args:
+        engine: the model.
+        prompts: one text or several.
+        strategy: how to search, such as `Beam(score=head, width=16)`.
+        budget: of all prompts together: what one does not need goes to the others.
+        verify: (prompt, text) -> bool. Text comes from a model: parse it, never run it.
+        tool: writes into paths, see `Tool`.
+        delimiter: the text that ends a step; None: a path is one step.
+        max_new_tokens: of a path.
+        stop_when_verified: whether a verified path ends its prompt's search.
+        seed: of all draws. The same seed gives the same result.
+        **sampling: temperature, top_k, top_p, min_p, confidence for `Paths.decode`.
+
+    Returns:
+        A `Result` for one prompt, a list of them for several.
+    """
+    last: list[Result] = []
+    for last in stream(engine, prompts, strategy, budget, **options):
+        pass
+    return last[0] if isinstance(prompts, str) else last
+
+
+def results(run: Run) -> list[Result]:
+    found = []
+    for prompt, text in enumerate(run.tree.prompts):
+        node = int(run.best[prompt])
+        answer = run.tree.text(node) if node >= 0 else None
+        verified = None
+        if run.verify is not None:
+            verified = bool(node >= 0 and run.tree.nodes[node].verified)
+        found.append(
+            Result(
+                prompt=text,
+                answer=answer,
+                best=node,
+                verified=verified,
+                tree=run.tree,
+                cost=run.cost,
+                tokens=run.meter.tokens,
+                seconds=run.meter.seconds,
+                flops=run.meter.flops,
+                dollars=run.meter.dollars,
+                stopped=run.stopped,
+            )
+        )
+    return found
