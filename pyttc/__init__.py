@@ -60,4 +60,6 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name in _ENGINE:
         return getattr(importlib.import_module(".engine", __name__), name)
+    if name == "search":
+        return importlib.import_module(".search", __name__)
     raise AttributeError(f"module 'pyttc' has no attribute {name!r}")

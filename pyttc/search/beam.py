@@ -41,7 +41,7 @@ class Beam:
             paths = run.select(paths, self.survivors(run, paths, scores))
             paths = run.fork(paths, self.expand)
 
-    def scores(self, run: Run, paths: Paths) -> np.ndarray:  # type: ignore[type-arg]
+    def scores(self, run: Run, paths: Paths) -> np.ndarray:
         if not self.lookahead:
             run.score(paths, self.score)
             return over_steps(run, paths, self.aggregate)
@@ -54,12 +54,14 @@ class Beam:
                 run.tree.nodes[node].score = score
         return over_steps(run, paths, self.aggregate)
 
-    def survivors(self, run: Run, paths: Paths, scores: np.ndarray) -> Ints:  # type: ignore[type-arg]
+    def survivors(self, run: Run, paths: Paths, scores: np.ndarray) -> Ints:
         """Rows that live on: the best of each prompt's open paths, ties to the first."""
         order = np.where(run.open(paths), scores, -np.inf)
         kept = []
         for _, rows in run.groups(paths):
-            best = rows[np.argsort(-order[rows], kind="stable")][: max(1, self.width // self.expand)]
+            best = rows[np.argsort(-order[rows], kind="stable")][
+                : max(1, self.width // self.expand)
+            ]
             kept.append(best[order[best] > -np.inf])
         return np.concatenate(kept) if kept else np.zeros(0, np.int64)
 
@@ -72,7 +74,7 @@ class DVTS(Beam):
     Source: Beeching, Tunstall and Rush, "Scaling test-time compute with open models" (2024).
     """
 
-    def survivors(self, run: Run, paths: Paths, scores: np.ndarray) -> Ints:  # type: ignore[type-arg]
+    def survivors(self, run: Run, paths: Paths, scores: np.ndarray) -> Ints:
         order = np.where(run.open(paths), scores, -np.inf)
         kept = []
         for _, rows in run.groups(paths):

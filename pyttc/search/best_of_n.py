@@ -23,7 +23,7 @@ class BestOfN:
 
     def run(self, run: Run) -> Iterator[Paths]:
         paths = run.fork(run.root, self.n)
-        for paths in run.finish(paths):
+        for _ in run.finish(paths):
             run.score(paths, self.score)
             run.rank(paths, over_steps(run, paths, self.aggregate))
             yield paths

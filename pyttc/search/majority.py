@@ -16,7 +16,9 @@ from .run import Run, Scorer
 Answer = Callable[[str], Any]
 
 
-def tally(run: Run, paths: Paths, answer: Answer, score: Scorer | None) -> dict[int, dict[Any, float]]:
+def tally(
+    run: Run, paths: Paths, answer: Answer, score: Scorer | None
+) -> dict[int, dict[Any, float]]:
     """Votes for each answer of each prompt, from the paths that finished; makes the winners the answers.
 
     An answer is anything hashable, None no vote. Ties go to the answer given first.
@@ -50,7 +52,7 @@ class Majority:
 
     def run(self, run: Run) -> Iterator[Paths]:
         paths = run.fork(run.root, self.n)
-        for paths in run.finish(paths):
+        for _ in run.finish(paths):
             tally(run, paths, self.answer, self.score)
             yield paths
 
@@ -129,4 +131,4 @@ def leader_holds(first: float, second: float) -> float:
     """P(X > 1/2) for X ~ Beta(first + 1, second + 1), whole votes: a binomial tail."""
     a, b = round(first), round(second)
     trials = a + b + 1
-    return sum(math.comb(trials, k) for k in range(a + 1)) / 2**trials
+    return float(sum(math.comb(trials, k) for k in range(a + 1)) / 2**trials)

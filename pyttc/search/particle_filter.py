@@ -52,7 +52,7 @@ class ParticleFilter:
             run.select(paths, np.concatenate(chosen))
 
 
-def systematic(weight: np.ndarray, u: float) -> np.ndarray:  # type: ignore[type-arg]
+def systematic(weight: np.ndarray, u: float) -> np.ndarray:
     """As many indices as weights, index i about n * weight[i] times: one uniform `u` in [0, 1) places
     them all."""
     points = (np.arange(weight.size) + u) / weight.size

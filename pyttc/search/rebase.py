@@ -41,10 +41,10 @@ class Rebase:
             paths = run.fork(paths, times)
 
 
-def shares(weight: np.ndarray, total: int) -> np.ndarray:  # type: ignore[type-arg]
+def shares(weight: np.ndarray, total: int) -> np.ndarray:
     """`total` split in proportion to `weight`, whole numbers by largest remainder, ties to the first."""
     exact = weight / weight.sum() * total
     share = np.floor(exact).astype(np.int64)
     rest = total - int(share.sum())
     share[np.argsort(share - exact, kind="stable")[:rest]] += 1
-    return share
+    return np.asarray(share)

@@ -28,7 +28,7 @@ class Revision:
     def run(self, run: Run) -> Iterator[Paths]:
         paths = run.fork(run.root, self.n)
         for attempt in range(self.rounds):
-            for paths in run.finish(paths):
+            for _ in run.finish(paths):
                 run.rank(paths, run.score(paths, self.score))
                 yield paths
             retry = run.finished(paths) & ~run.solved[paths.prompt]
@@ -57,8 +57,7 @@ class BudgetForcing:
     def run(self, run: Run) -> Iterator[Paths]:
         paths = run.fork(run.root, self.n)
         for _ in range(self.times + 1):
-            for paths in run.finish(paths):
-                yield paths
+            yield from run.finish(paths)
             run.rank(paths, run.score(paths, self.score))
             early = run.finished(paths) & (paths.new_lengths < self.min_tokens)
             early &= ~run.solved[paths.prompt]

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ..engine import Engine, Paths
+from ..engine import Engine, Paths, history
 from .budget import Budget, Meter
 from .tree import Node, SearchTree
 
@@ -101,7 +101,8 @@ class Run:
             return np.zeros(len(paths), bool)
         ended = np.array([key in self._ended for key in self.keys(paths)], bool)
         room = paths.new_lengths < self.limit
-        return ~paths.done & ~ended & room & ~self.solved[paths.prompt]
+        can: Bools = ~paths.done & ~ended & room & ~self.solved[paths.prompt]
+        return can
 
     def finished(self, paths: Paths) -> Bools:
         """Which paths came to an end of their own, and were not cut off."""
@@ -193,7 +194,9 @@ class Run:
             left = np.minimum(left, max_new_tokens)
         while (share := self._share(paths, left)).any():
             lengths, spent = paths.new_lengths, self.cost.ran.flops
-            paths.decode(stops or None, share, stop_if=self._watch, progress=False, **options)
+            paths.decode(
+                stops or None, share.tolist(), stop_if=self._watch, progress=False, **options
+            )
             decoded = paths.new_lengths - lengths
             self.meter.spend(int(decoded.sum()), self.cost.ran.flops - spent)
             ended = np.array(paths.ended)
@@ -205,6 +208,11 @@ class Run:
         return paths
 
     # --- how
+
+    def _texts(self, paths: Paths, rows: Ints) -> list[str]:
+        """What the paths at `rows` wrote."""
+        written = history.read(paths.segment, paths.rows[rows], "tokens")
+        return [self.engine.tokenizer.decode(w.tolist(), skip_special_tokens=True) for w in written]
 
     def _share(self, paths: Paths, left: Ints) -> Ints:
         """How many of the tokens they may still write paths get at once, so that all of them together stay
@@ -244,7 +252,7 @@ class Run:
             for row in np.flatnonzero(np.array(paths.ended) == "eos").tolist()
             if (int(paths.prompt[row]), int(paths.path_ids[row])) not in self._ended
         ]
-        for row, text in zip(fresh, paths.text_of(fresh), strict=True):
+        for row, text in zip(fresh, self._texts(paths, np.array(fresh, np.int64)), strict=True):
             prompt = int(paths.prompt[row])
             self._ended.add((prompt, int(paths.path_ids[row])))
             if not self.solved[prompt] and self.verify(self.tree.prompts[prompt], text):
@@ -258,7 +266,7 @@ class Run:
             return go_on
         rows = np.flatnonzero(at_stop)
         keys, texts = self.keys(paths), [""] * len(paths)
-        for row, text in zip(rows.tolist(), paths.text_of(rows), strict=True):
+        for row, text in zip(rows.tolist(), self._texts(paths, rows), strict=True):
             if not text.endswith(tool.until):
                 continue
             reply = tool.reply(self.tree.prompts[int(paths.prompt[row])], text)
@@ -270,7 +278,9 @@ class Run:
         replied = np.array([bool(text) for text in texts])
         if replied.any():
             sizes = np.array([self.engine.encode(t, special=False).size if t else 0 for t in texts])
-            for row in np.flatnonzero(replied).tolist():  # a reply the budget has no room for ends the path
+            for row in np.flatnonzero(
+                replied
+            ).tolist():  # a reply the budget has no room for ends the path
                 if not self.meter.affords(int(sizes[row])):
                     texts[row], go_on[row] = "", False
                     self._ended.add(keys[row])

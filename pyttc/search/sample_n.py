@@ -22,6 +22,6 @@ class SampleN:
 
     def run(self, run: Run) -> Iterator[Paths]:
         paths = run.fork(run.root, self.n)
-        for paths in run.finish(paths):
+        for _ in run.finish(paths):
             run.rank(paths, np.zeros(len(paths)))
             yield paths

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -35,10 +35,14 @@ def over_steps(run: Run, paths: Paths, how: Aggregate) -> npt.NDArray[np.float64
     Steps nobody scored do not count; a path without a score has -inf. Source of the four: Snell et al.
     (arXiv 2408.03314), Lightman et al. (arXiv 2305.20050).
     """
-    combine = {"last": lambda s: s[-1], "min": min, "product": np.prod, "mean": np.mean}[how]
+    ways: dict[str, Any] = {"last": _last, "min": min, "product": np.prod, "mean": np.mean}
     out = np.full(len(paths), -np.inf)
     for row, node in enumerate(run.nodes(paths)):
         scores = [step.score for step in run.tree.line(node) if step.score is not None]
         if scores:
-            out[row] = combine(scores)
+            out[row] = ways[how](scores)
     return out
+
+
+def _last(scores: list[float]) -> float:
+    return scores[-1]

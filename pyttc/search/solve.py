@@ -54,7 +54,7 @@ def stream(
     seed: int = 0,
     **sampling: Any,
 ) -> Iterator[list[Result]]:
-    """`solve`, yielding the best so far of every prompt after each step of the strategy; the last is final."""
+    """`solve`, yielding the best so far of every prompt after each step; the last is final."""
     texts = [prompts] if isinstance(prompts, str) else list(prompts)
     run = Run(
         engine,
@@ -98,9 +98,7 @@ def solve(
     Returns:
         A `Result` for one prompt, a list of them for several.
     """
-    last: list[Result] = []
-    for last in stream(engine, prompts, strategy, budget, **options):
-        pass
+    *_, last = stream(engine, prompts, strategy, budget, **options)
     return last[0] if isinstance(prompts, str) else last
 
 

@@ -42,7 +42,9 @@ def bootstrap_interval(
     """
     data = np.asarray(values, np.float64)
     if data.ndim != 1 or not data.size:
-        raise ValueError(f"values: got shape {list(data.shape)}, expected at least one value a problem")
+        raise ValueError(
+            f"values: got shape {list(data.shape)}, expected at least one value a problem"
+        )
     if not 0 < confidence < 1:
         raise ValueError(f"confidence: got {confidence}, expected a number between 0 and 1")
     rng = np.random.default_rng(seed)

@@ -1,0 +1,151 @@
+"""Strategies on a tiny random model: budgets, determinism, the record, verifiers and tools."""
+
+import numpy as np
+import pytest
+
+import pyttc
+from pyttc import search
+from pyttc.search.majority import leader_holds
+from pyttc.search.particle_filter import systematic
+from pyttc.search.rebase import shares
+from pyttc.search.statistics import bootstrap_interval, pass_at_k
+
+from . import tiny_models
+
+PROMPTS = ["one two three", "two plus two"]
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory):
+    folder = tiny_models.make("llama", tmp_path_factory.mktemp("model"), initializer_range=0.02)
+    return pyttc.Engine.from_pretrained(folder, memory="64MiB")
+
+
+def length(paths):
+    return -np.abs(paths.new_lengths - 12.0)
+
+
+def half(paths):
+    return 1 / (2.0 + paths.path_ids % 5)
+
+
+def first_letter(text):
+    return text[:1] or None
+
+
+STRATEGIES = {
+    "sample_n": search.SampleN(n=8),
+    "best_of_n": search.BestOfN(n=8),
+    "majority": search.Majority(first_letter, n=8),
+    "weighted": search.Majority(first_letter, n=8, score=half),
+    "asc": search.AdaptiveConsistency(first_letter, n=8, wave=2),
+    "esc": search.EarlyStopping(first_letter, n=8, wave=2),
+    "beam": search.Beam(half, width=8, expand=4),
+    "lookahead": search.Beam(half, width=4, expand=2, lookahead=1),
+    "dvts": search.DVTS(half, width=8, expand=4),
+    "rebase": search.Rebase(half, width=8),
+    "particles": search.ParticleFilter(half, n=8),
+    "revision": search.Revision(lambda prompt, text: " again", n=2, rounds=2),
+    "forcing": search.BudgetForcing(min_tokens=20, n=2, times=2),
+}
+OPTIONS = {"delimiter": "e", "max_new_tokens": 24}
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_a_strategy_obeys_its_budget_and_repeats_itself(engine, name):
+    free = engine.free_pages
+    for tokens in (0, 37, 10_000):
+        runs = [
+            search.solve(
+                engine, PROMPTS, STRATEGIES[name], search.Budget(tokens=tokens), seed=3, **OPTIONS
+            )
+            for _ in range(2)
+        ]
+        for result in runs[0]:
+            assert result.tokens <= tokens
+            written = sum(len(node.tokens) for node in result.tree.nodes)
+            assert written <= result.tokens + 1  # one end of text may have been taken back
+        texts = [[node.text for node in run[0].tree.nodes] for run in runs]
+        assert texts[0] == texts[1] and (texts[0] or not tokens)
+        assert [r.answer for r in runs[0]] == [r.answer for r in runs[1]]
+    del runs
+    assert engine.free_pages == free  # nothing leaks
+
+
+def test_a_verified_path_ends_its_prompt_and_is_the_answer(engine):
+    asked = []
+
+    def verify(prompt, text):
+        asked.append((prompt, text))
+        return prompt == PROMPTS[0]
+
+    results = search.solve(engine, PROMPTS, search.SampleN(64), verify=verify, max_new_tokens=400)
+    assert results[0].verified and not results[1].verified
+    tree = results[0].tree
+    ends = {node.end for node in tree.nodes if node.prompt == 0}
+    assert "solved" in ends and (PROMPTS[0], results[0].answer) in asked
+    assert "solved" not in {node.end for node in tree.nodes if node.prompt == 1}
+
+
+def test_more_paths_contain_the_fewer(engine):
+    def texts(n):
+        result = search.solve(engine, PROMPTS[0], search.SampleN(n), seed=5, max_new_tokens=16)
+        return {node.path: node.text for node in result.tree.nodes}
+
+    few, many = texts(4), texts(16)
+    assert few == {path: many[path] for path in few}
+
+
+def test_a_tool_writes_into_paths(engine):
+    replies = []
+
+    def reply(prompt, text):
+        replies.append(text)
+        return "!!e" if len(replies) % 3 else None
+
+    result = search.solve(
+        engine, PROMPTS[0], search.SampleN(64), tool=search.Tool("a", reply), **OPTIONS
+    )
+    assert replies and all(text.endswith("a") for text in replies)
+    assert any("!!e" in node.text for node in result.tree.nodes)
+    assert "tool" in {node.end for node in result.tree.nodes}
+
+
+def test_stream_gives_the_best_so_far(engine):
+    seen = list(search.stream(engine, PROMPTS, STRATEGIES["beam"], **OPTIONS))
+    assert len(seen) > 2
+    tokens = [results[0].tokens for results in seen]
+    assert tokens == sorted(tokens)
+
+
+def test_a_tree_is_saved_and_loaded(engine, tmp_path):
+    result = search.solve(engine, PROMPTS, STRATEGIES["beam"], **OPTIONS)
+    result[0].tree.save(tmp_path / "run.json")
+    assert search.SearchTree.load(tmp_path / "run.json") == result[0].tree
+    (tmp_path / "run.json").write_text('{"version": 0}')
+    with pytest.raises(ValueError, match="version"):
+        search.SearchTree.load(tmp_path / "run.json")
+
+
+def test_a_budget_is_checked():
+    with pytest.raises(ValueError, match="tokens: got -1"):
+        search.Budget(tokens=-1)
+    with pytest.raises(ValueError, match="dollars_per_hour"):
+        search.Budget(dollars=1)
+    assert search.Budget(dollars=1, dollars_per_hour=3600).deadline == 1
+
+
+def test_pass_at_k_is_the_mean_over_subsets():
+    assert pass_at_k([2], [4], 2)[0] == pytest.approx(1 - 1 / 6)
+    assert pass_at_k([0, 4], [4, 4], 3).tolist() == [0, 1]
+    with pytest.raises(ValueError, match="k: got 5"):
+        pass_at_k([1], [4], 5)
+    mean, low, high = bootstrap_interval([0, 1] * 50)
+    assert mean == 0.5 and 0.35 < low < 0.45 < 0.55 < high < 0.65
+
+
+def test_small_parts():
+    assert shares(np.array([1.0, 1.0, 2.0]), 8).tolist() == [2, 2, 4]
+    assert shares(np.array([1.0, 1.0, 1.0]), 4).tolist() == [2, 1, 1]
+    assert systematic(np.array([0.5, 0.0, 0.5, 0.0]), 0.5).tolist() == [0, 0, 2, 2]
+    assert leader_holds(0, 0) == 0.5 and leader_holds(9, 0) > 0.99
