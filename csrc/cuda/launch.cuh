@@ -34,9 +34,7 @@ __device__ __forceinline__ float widen(float x) { return x; }
 __device__ __forceinline__ float widen(__nv_bfloat16 x) { return __bfloat162float(x); }
 __device__ __forceinline__ float widen(__half x) { return __half2float(x); }
 __device__ __forceinline__ void narrow(float x, float& out) { out = x; }
-__device__ __forceinline__ void narrow(float x, __nv_bfloat16& out) {
-  out = __float2bfloat16(x);
-}
+__device__ __forceinline__ void narrow(float x, __nv_bfloat16& out) { out = __float2bfloat16(x); }
 __device__ __forceinline__ void narrow(float x, __half& out) { out = __float2half(x); }
 
 }  // namespace pyttc
