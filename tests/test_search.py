@@ -45,7 +45,7 @@ STRATEGIES = {
     "dvts": search.DVTS(half, width=8, expand=4),
     "rebase": search.Rebase(half, width=8),
     "particles": search.ParticleFilter(half, n=8),
-    "revision": search.Revision(lambda prompt, text: " again", n=2, rounds=2),
+    "revision": search.Revision(lambda prompt, text: " again" * 8, n=2, rounds=2),
     "forcing": search.BudgetForcing(min_tokens=20, n=2, times=2),
 }
 OPTIONS = {"delimiter": "e", "max_new_tokens": 24}
@@ -54,7 +54,7 @@ OPTIONS = {"delimiter": "e", "max_new_tokens": 24}
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_a_strategy_obeys_its_budget_and_repeats_itself(engine, name):
     free = engine.free_pages
-    for tokens in (0, 37, 10_000):
+    for tokens in (0, 37, 60, 10_000):
         runs = [
             search.solve(
                 engine, PROMPTS, STRATEGIES[name], search.Budget(tokens=tokens), seed=3, **OPTIONS

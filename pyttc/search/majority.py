@@ -70,7 +70,7 @@ class AdaptiveConsistency:
     wave: int = 4
     confidence: float = 0.95
 
-    def certain(self, votes: list[float], wave: int) -> bool:
+    def certain(self, votes: list[float]) -> bool:
         first, second = [*sorted(votes, reverse=True), 0.0, 0.0][:2]
         return leader_holds(first, second) >= self.confidence
 
@@ -94,7 +94,7 @@ class AdaptiveConsistency:
                 leader = max(votes, key=lambda given: votes[given])
                 self.lead(run, waves, prompt, leader)
                 latest = last.get(prompt, {})
-                if self.certain(list(votes.values()), 0) or self.settled(latest, self.wave):
+                if self.certain(list(votes.values())) or self.settled(latest, self.wave):
                     certain.add(prompt)
             yield paths
 
@@ -120,7 +120,7 @@ class EarlyStopping(AdaptiveConsistency):
     Source: Li et al., ESC (arXiv 2401.10480).
     """
 
-    def certain(self, votes: list[float], wave: int) -> bool:
+    def certain(self, votes: list[float]) -> bool:
         return False
 
     def settled(self, wave: dict[Any, float], asked: int) -> bool:

@@ -143,9 +143,13 @@ class Run:
 
     def append(self, paths: Paths, texts: Sequence[str], *, keep_eos: bool = True) -> Paths:
         """Paths.append of one text a path, within the budget and on record."""
-        before = paths.new_lengths
-        paths.append(list(texts), keep_eos=keep_eos)
-        self.meter.spend(int(np.maximum(paths.new_lengths - before, 0).sum()), 0.0)
+        before, fitting = paths.new_lengths, []
+        for text in texts:  # what the budget has no room for is left out
+            size = self.engine.encode(text, special=False).size if text else 0
+            fitting.append(text if self.meter.affords(size) else "")
+            self.meter.spend(size if fitting[-1] else 0, 0.0)
+        texts = fitting
+        paths.append(texts, keep_eos=keep_eos)
         for key, text in zip(self.keys(paths), texts, strict=True):
             if text:
                 self._ended.discard(key)
