@@ -149,3 +149,12 @@ def test_small_parts():
     assert shares(np.array([1.0, 1.0, 1.0]), 4).tolist() == [2, 1, 1]
     assert systematic(np.array([0.5, 0.0, 0.5, 0.0]), 0.5).tolist() == [0, 0, 2, 2]
     assert leader_holds(0, 0) == 0.5 and leader_holds(9, 0) > 0.99
+
+
+def test_appended_text_obeys_the_budget(engine):
+    options = {"verify": None, "tool": None, "delimiter": None, "max_new_tokens": 50, "seed": 0}
+    budget = search.Budget(tokens=5)
+    run = search.Run(engine, PROMPTS[:1], budget, stop_when_verified=True, sampling={}, **options)
+    paths = run.fork(run.root, 2)
+    run.append(paths, ["!", "!" * 40])
+    assert paths.text() == ["!", ""] and run.meter.tokens == 1
