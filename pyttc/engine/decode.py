@@ -51,7 +51,7 @@ def decode(
     running = running[paths.ends[running] == 0]
     paths.begin_writing()
     decoded = np.zeros(n, np.int64)
-    start, charged = time.perf_counter(), 0.0
+    begun = time.perf_counter()
     with (
         bar(progress, int(np.minimum(limit, room)[running].sum())) as advance,
         held_interrupts() as check,
@@ -99,9 +99,7 @@ def decode(
             paths.ends[running] = ends
             advance(running.size)
             running = running[ends == 0]
-            spent = time.perf_counter() - start
-            paths.cost.seconds += spent - charged
-            charged = spent
+            paths.cost.took(time.perf_counter() - begun)
             if stop_if is not None and running.size:
                 stop = stop_if(paths, running)
                 if stop is not None:
@@ -109,6 +107,7 @@ def decode(
                     paths.ends[running[stop]] = STOPPED
                     running = running[~stop]
             check()
+            begun = time.perf_counter()
 
 
 def per_path(name: str, value: Any, n: int, device: torch.device) -> Any:

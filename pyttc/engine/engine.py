@@ -13,7 +13,7 @@ import torch
 
 from .attention import Step
 from .cache import Ints, OutOfPages, PathCache, pages_for, ragged
-from .cost import Cost, Prices, Work
+from .cost import Cost, Prices, Rates
 from .model import RowModel, load
 from .paths import Paths
 from .pool import KVPool
@@ -65,7 +65,9 @@ class Engine:
             head=2.0 * model.head_parameters,
             attention=4.0 * model.layers * model.heads * model.head_dim,
             kv_bytes=self.pool.token_bytes,
+            weight_bytes=(model.parameters + model.head_parameters) * model.dtype.itemsize,
         )
+        self.rates = Rates()
 
     @classmethod
     def from_pretrained(
@@ -193,7 +195,7 @@ class Engine:
                 )
         leaves: list[int] = []
         known: list[int] = []
-        cost = Cost(Work(), Work())
+        cost = Cost(self.prices, self.rates)
         try:
             for ids in encoded:
                 leaf, matched = self.cache.new(ids, share)
@@ -215,10 +217,12 @@ class Engine:
         paths = Paths(self, np.array(leaves, np.int64), encoded, hidden, seed, cost)
         lengths = before + counts
         cost.prompted(int(counts.sum()), int(lengths.sum()))
-        cost.passed(self.prices, before, counts, self.cache.tokens_under(paths.leaves))
-        cost.unshared.flops += self.prices.pass_flops(before * 0, before)
-        cost.held(self.prices, self.kv_bytes, lengths)
-        cost.seconds += time.perf_counter() - start
+        cost.passed(before, counts, self.cache.tokens_under(paths.leaves))
+        cost.matched(before)
+        cost.held(self.kv_bytes, lengths)
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        cost.took(time.perf_counter() - start)
         return paths
 
     def run(

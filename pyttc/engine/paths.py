@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
 # why a path stopped in its last decode call; "" while it has not
 ENDS = ("", "eos", "until", "length", "context", "invalid", "stopped")
 ARRAYS = ("leaves", "prompt", "lengths", "path_ids", "parents", "depth", "seeds", "ends", "rows")
-DONE = (1, 4, 5)  # those after which a path cannot go on
+DONE = np.isin(np.arange(len(ENDS)), (1, 4, 5))  # those after which a path cannot go on
 
 
 class Paths:
@@ -103,7 +102,7 @@ class Paths:
     @property
     def done(self) -> npt.NDArray[np.bool_]:
         """[N]: whether the path ended for good (end of text, model's length, invalid logits)."""
-        return np.isin(self.ends, DONE)
+        return DONE[self.ends]
 
     @property
     def ended(self) -> list[str]:
@@ -165,9 +164,9 @@ class Paths:
         forks.parents, forks.depth = index, forks.depth + 1
         if seed is not None:
             forks.seeds = np.full(index.size, seed, np.int64)
-        forks.ends[np.isin(forks.ends, DONE, invert=True)] = 0
+        forks.ends *= DONE[forks.ends]
         self.engine.cache.share(self.leaves, times)
-        self.cost.forked(self.engine.prices, self.lengths, np.maximum(times - 1, 0))
+        self.cost.forked(self.lengths, np.maximum(times - 1, 0))
         return forks
 
     def decode(
@@ -280,7 +279,7 @@ class Paths:
             none = np.zeros(len(self), bool)
             of, k = index[again], copy[again]
             taken.path_ids[again] = child_ids(self.path_ids, self.lengths, none, of, k)
-            self.cost.forked(self.engine.prices, self.lengths[of], np.ones_like(of))
+            self.cost.forked(self.lengths[of], np.ones_like(of))
         taken.parents = index
         self.engine.cache.share(taken.leaves, np.ones_like(taken.leaves))
         self.engine.cache.release(self.leaves)
@@ -289,19 +288,23 @@ class Paths:
         return self
 
     def score(self, scorer: Callable[[Paths], Any]) -> torch.Tensor:
-        """float32 [N]: what `scorer` says of these paths, for instance a `LinearHead`."""
-        start = time.perf_counter()
-        scores = torch.as_tensor(scorer(self), dtype=torch.float32).reshape(-1)
+        """float32 [N] on the CPU: what `scorer` says of these paths, for instance a `LinearHead`.
+
+        Its wall time is on the bill. What it computes outside the model it reports itself, with
+        `spend_flops`, as `LinearHead` does.
+        """
+        with self.cost.timed():
+            scores = torch.as_tensor(scorer(self), dtype=torch.float32).reshape(-1).cpu()
         if scores.numel() != len(self):
             raise ValueError(
                 f"scorer: gave {scores.numel()} scores, expected {len(self)}, one a path"
             )
-        self.cost.seconds += time.perf_counter() - start
         return scores
 
     def hidden(self) -> torch.Tensor:
         """[N, H]: the model's last hidden state at each path's last token."""
-        self.forward(np.arange(len(self)))
+        with self.cost.timed():
+            self.forward(np.arange(len(self)))
         return self._hidden[torch.from_numpy(self._hidden_row).to(self._hidden.device)]
 
     def free(self) -> None:
@@ -371,8 +374,8 @@ class Paths:
             old = self._hidden[torch.from_numpy(rows).to(hidden.device)]
             hidden = torch.cat([hidden[: waiting.size], old])
         self._hidden = hidden
-        self.cost.passed(engine.prices, first, counts, cache.tokens_under(written.leaves))
-        self.cost.held(engine.prices, engine.kv_bytes, self.lengths)
+        self.cost.passed(first, counts, cache.tokens_under(written.leaves))
+        self.cost.held(engine.kv_bytes, self.lengths)
 
     def logits(self, which: Ints) -> torch.Tensor:
         """[which, V]: of the next token of the paths at `which`; forks that wrote nothing share a
@@ -396,5 +399,5 @@ class Paths:
                 logits = logits.expand(rows.size, -1)
             else:
                 logits = logits[torch.from_numpy(inverse).to(logits.device)]
-        self.cost.sampled(self.engine.prices, rows.size, distinct)
+        self.cost.sampled(rows.size, distinct)
         return logits
