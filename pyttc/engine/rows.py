@@ -70,15 +70,18 @@ class RowsLinear(nn.Linear):
     """An nn.Linear with the bits of a row fixed. Made from one by changing its class."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        # nn.Module looks parameters up slowly, and this is called for every product of every step
+        weight, bias = self._parameters["weight"], self._parameters["bias"]
+        assert weight is not None  # noqa: S101
         width = x.shape[-1]
         rows = x.numel() // width
-        if rows <= SIZES[-1] and same_bits(self.weight, rows):
-            return F.linear(x, self.weight, self.bias)
+        if rows <= SIZES[-1] and same_bits(weight, rows):
+            return F.linear(x, weight, bias)
         flat = x.reshape(rows, width)
         out = flat.new_empty(rows, self.out_features)
-        for at, size in blocks(rows, self.weight):
+        for at, size in blocks(rows, weight):
             part = flat[at : at + size]
-            out[at : at + size] = F.linear(_padded(part, size), self.weight, self.bias)[: len(part)]
+            out[at : at + size] = F.linear(_padded(part, size), weight, bias)[: len(part)]
         return out.view(*x.shape[:-1], self.out_features)
 
 
