@@ -8,7 +8,8 @@ with the current number of threads; elsewhere the rows are multiplied block by b
 
 An exponential or a cosine has other bits in torch's vector loop than in the scalar loop for what is
 left over, and what is left over depends on the number of rows and threads. Activations and rotary
-embeddings therefore run in pieces small enough for one thread that begin where a vector does.
+embeddings therefore run in pieces small enough for one thread that begin where a vector does, on rows
+padded to whole vectors.
 """
 
 from __future__ import annotations
@@ -101,12 +102,14 @@ def blocks(rows: int, weight: torch.Tensor) -> list[tuple[int, int]]:
 
 def piecewise(function: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> torch.Tensor:
     """An element-wise function of x [..., width]; an element's bits depend on its column only."""
-    width = x.shape[-1]
-    if not x.is_cpu or (width % VECTOR == 0 and x.numel() <= PIECE):
+    over = -x.shape[-1] % VECTOR
+    if not x.is_cpu:
         return function(x)
-    rows = [x.reshape(-1)] if width % VECTOR == 0 else list(x.reshape(-1, width))
-    pieces = [piece for row in rows for piece in pieces_of(row, PIECE)]
-    return torch.cat([function(piece) for piece in pieces]).view(x.shape)
+    if over:  # every row has to begin where a vector does
+        return piecewise(function, F.pad(x, (0, over)))[..., :-over].contiguous()
+    if x.numel() <= PIECE or torch.get_num_threads() == 1:
+        return function(x)
+    return torch.cat([function(piece) for piece in pieces_of(x.reshape(-1), PIECE)]).view(x.shape)
 
 
 def rotary_piecewise(
