@@ -119,8 +119,8 @@ class Cost:
 
     def forked(self, lengths: Ints, copies: Ints) -> None:
         """What copies[i] further paths of length lengths[i] would have prefilled."""
-        attended = float((copies * lengths * (lengths + 1) / 2).sum())
-        tokens = int((copies * lengths).sum())
+        each = copies * lengths
+        tokens, attended = int(each.sum()), float((each * (lengths + 1)).sum()) / 2
         self.unshared.prefilled += tokens
         self.unshared.flops += tokens * self.prices.body + attended * self.prices.attention
         self._estimate()

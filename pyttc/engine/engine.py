@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from .arguments import whole_number, whole_numbers
 from .attention import Step
 from .cache import Ints, OutOfPages, PathCache, pages_for, ragged
 from .cost import Cost, Prices, Rates
@@ -95,9 +96,7 @@ class Engine:
         Raises:
             Unsupported: for a model that cannot be served exactly, with the reason.
         """
-        if device is None:
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        model = load(str(source), torch.device(device), dtype, batch_invariant)
+        model = load(str(source), chosen_device(device), dtype, batch_invariant)
         engine = cls(model, load_tokenizer(str(source)), memory=memory, page_size=page_size)
         check_answers(engine)
         return engine
@@ -122,13 +121,16 @@ class Engine:
         counted. Compare with `free_pages`; a page is `pool.page_bytes` bytes.
         """
         ps = self.cache.page_size
+        paths, new_tokens = (
+            whole_number("paths", paths, 1),
+            whole_number("new_tokens", new_tokens, 0),
+        )
         if isinstance(prompts, int):
             prompts = [prompts]
-        lengths: list[int] = (
-            list(prompts)
-            if not isinstance(prompts, str) and all(isinstance(p, int) for p in prompts)
-            else [p.size for p in self.encode_all(prompts)]
-        )
+        if not isinstance(prompts, str) and all(isinstance(p, int) for p in prompts):
+            lengths = whole_numbers("prompts", prompts, 1).tolist()
+        else:
+            lengths = [p.size for p in self.encode_all(prompts)]
         if paths == 1:
             return int(sum(pages_for(n + new_tokens, ps) for n in lengths))
         return int(
@@ -144,29 +146,37 @@ class Engine:
 
     def encode_all(self, prompts: Any) -> list[npt.NDArray[np.int32]]:
         """One prompt or many, text or token ids, as arrays of ids."""
-        single = isinstance(prompts, str) or (
-            len(prompts) > 0
-            and not isinstance(prompts[0], (str, list, tuple, np.ndarray, torch.Tensor))
-        )
-        if isinstance(prompts, torch.Tensor):
-            single = prompts.dim() < 2
+        single = self.is_single("prompts", prompts)
         return [self.encode(p) for p in ([prompts] if single else prompts)]
 
-    def encode(self, text: Prompt, special: bool = True) -> npt.NDArray[np.int32]:
+    @staticmethod
+    def is_single(name: str, texts: Any) -> bool:
+        """Whether `texts` is one text or list of ids, and not several."""
+        if isinstance(texts, str):
+            return True
+        if not isinstance(texts, (Sequence, np.ndarray, torch.Tensor)):
+            kind = type(texts).__name__
+            raise TypeError(f"{name}: got {kind}, expected a text, token ids, or a list of either")
+        if isinstance(texts, (np.ndarray, torch.Tensor)):
+            return texts.ndim < 2
+        several = (str, list, tuple, np.ndarray, torch.Tensor)
+        return len(texts) > 0 and not isinstance(texts[0], several)
+
+    def encode(
+        self, text: Prompt, special: bool = True, name: str = "prompts"
+    ) -> npt.NDArray[np.int32]:
         """Text or ids as an array of ids; `special`: with what the tokenizer puts around a text."""
         if isinstance(text, str):
             if self.tokenizer is None:
                 raise ValueError(
-                    "prompts: got text, but this engine has no tokenizer: give token ids"
+                    f"{name}: got text, but this engine has no tokenizer: give token ids"
                 )
             ids = np.array(self.tokenizer(text, add_special_tokens=special)["input_ids"], np.int64)
-        elif isinstance(text, torch.Tensor):
-            ids = text.cpu().numpy().reshape(-1)
         else:
-            ids = np.asarray(text, np.int64).reshape(-1)
+            ids = whole_numbers(name, text).reshape(-1)
         if ids.size and not 0 <= int(ids.min()) <= int(ids.max()) < self.model.vocab:
             raise ValueError(
-                f"tokens: got {int(ids.min())} to {int(ids.max())}, expected ids from 0 to "
+                f"{name}: got tokens {int(ids.min())} to {int(ids.max())}, expected ids from 0 to "
                 f"{self.model.vocab - 1}"
             )
         return ids.astype(np.int32)
@@ -186,7 +196,9 @@ class Engine:
             OutOfPages: nothing was changed.
         """
         start = time.perf_counter()
-        encoded = self.encode_all(prompts)
+        encoded, seed = self.encode_all(prompts), whole_number("seed", seed)
+        if not encoded:
+            raise ValueError("prompts: got none, expected at least one")
         self.collect()
         for ids in encoded:
             if not 1 <= ids.size <= self.max_length:
@@ -262,6 +274,20 @@ class Engine:
         packed[2, rows:] = -1
         ids, at, to = torch.from_numpy(packed).to(self.device)
         return self.model.hidden(ids, at, Step(self.pool.k, self.pool.v, to, tree))
+
+
+def chosen_device(device: str | torch.device | None) -> torch.device:
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"device: got {device!r}, expected 'cpu' or 'cuda'") from error
+    if chosen.type not in ("cpu", "cuda"):
+        raise ValueError(f"device: got {device!r}, expected 'cpu' or 'cuda'")
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"device: got {device!r}, but {torch.cuda.device_count()} can be used")
+    return chosen
 
 
 def load_tokenizer(source: str) -> Any:

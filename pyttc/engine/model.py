@@ -11,7 +11,9 @@ from torch import nn
 
 from . import attention
 from .rows import fix_rows, padded_rows, piecewise
-from .support import own_logits, probe_attention, refuse_by_config, refuse_unfixed
+from .support import Unsupported, own_logits, probe_attention, refuse_by_config, refuse_unfixed
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 class RowModel:
@@ -29,6 +31,11 @@ class RowModel:
         self.device: torch.device = model.device
         self.dtype: torch.dtype = model.dtype
         self.invariant = batch_invariant
+        if self.dtype not in DTYPES:
+            raise Unsupported(
+                f"{self.config.model_type}: weights in {self.dtype} are not served; "
+                "dtype=torch.float32 converts them"
+            )
         refuse_by_config(self.config)
         self.vocab: int = model.get_output_embeddings().weight.shape[0]
         attention.register()
@@ -93,8 +100,15 @@ def load(
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    if dtype is not None and dtype not in DTYPES:
+        raise ValueError(f"dtype: got {dtype!r}, expected torch.float32, bfloat16 or float16")
     attention.register()
-    config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+    try:
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+    except OSError as error:
+        raise OSError(
+            f"source: got {source!r}, no model can be loaded from there: {error}"
+        ) from error
     refuse_by_config(config)
     model = AutoModelForCausalLM.from_pretrained(
         source,

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 
 from . import history
+from .arguments import array_of, for_each, whole_number, whole_numbers
 from .cache import Ints
 from .cost import Cost
 from .decode import decode
@@ -152,21 +153,25 @@ class Paths:
             start: the number of the first fork. The k-th fork of a path is the same path, with the
                 same draws, whatever n is: fork(64) is fork(16) and fork(48, start=16).
         """
-        times = np.broadcast_to(np.asarray(n, np.int64), self.leaves.shape)
-        if (times < 0).any():
-            raise ValueError(f"n: got {n}, expected numbers >= 0")
-        index = np.repeat(np.arange(times.size), times)
-        k = start + np.arange(index.size) - np.repeat(np.cumsum(times) - times, times)
+        times = for_each("n", whole_numbers("n", n, 0), len(self))
+        start = whole_number("start", start, 0)
+        seed = None if seed is None else whole_number("seed", seed)
+        index = np.arange(times.size).repeat(times)
+        k = np.arange(start, start + index.size)
+        if times.size > 1:
+            k -= (times.cumsum() - times).repeat(times)
         self._own = False
         forks = self._take(index)
-        fresh = (self.depth == 0) & (self.new_lengths == 0)
+        self.engine.cache.share(self.leaves, times)
+        fresh = self.depth == 0
+        if fresh.any():
+            fresh &= self.new_lengths == 0
         forks.path_ids = child_ids(self.path_ids, self.lengths, fresh, index, k)
         forks.parents, forks.depth = index, forks.depth + 1
         if seed is not None:
             forks.seeds = np.full(index.size, seed, np.int64)
         forks.ends *= DONE[forks.ends]
-        self.engine.cache.share(self.leaves, times)
-        self.cost.forked(self.lengths, np.maximum(times - 1, 0))
+        self.cost.forked(self.lengths, times - (times > 0))
         return forks
 
     def decode(
@@ -220,15 +225,18 @@ class Paths:
         back first.
         """
         engine = self.engine
-        if isinstance(text, str) or (len(text) > 0 and isinstance(text[0], (int, np.integer))):
-            each = [engine.encode(text, special=False)] * len(self)
+        if engine.is_single("text", text):
+            each = [engine.encode(text, special=False, name="text")] * len(self)
         else:
-            each = [engine.encode(t, special=False) for t in text]
+            each = [engine.encode(t, special=False, name="text") for t in text]
         if len(each) != len(self):
             raise ValueError(f"text: got {len(each)} texts, expected {len(self)}, one a path")
         counts = np.array([ids.size for ids in each], np.int64)
         if (self.lengths + counts > engine.max_length).any():
-            raise ValueError(f"text: longer than the model's {engine.max_length} tokens")
+            longest = int((self.lengths + counts).max())
+            raise ValueError(
+                f"text: got one for a path of {longest} tokens, expected at most {engine.max_length}"
+            )
         chosen = np.flatnonzero(counts)
         self.begin_writing()
         if not keep_eos:
@@ -259,10 +267,14 @@ class Paths:
         A path chosen several times stays itself once; its further copies are forks of it, with ids
         and draws of their own. `parents` of all paths are then their rows before this call.
         """
-        index = np.asarray(indices.cpu() if isinstance(indices, torch.Tensor) else indices)
-        if index.dtype == bool:
-            index = np.flatnonzero(index)
-        index = index.astype(np.int64).reshape(-1)
+        given = array_of("indices", indices, "row numbers or a bool for each path")
+        if given.dtype == bool:
+            if given.shape != (len(self),):
+                raise ValueError(
+                    f"indices: got bools {list(given.shape)}, expected [{len(self)}], one a path"
+                )
+            given = np.flatnonzero(given)
+        index = whole_numbers("indices", given).reshape(-1)
         if index.size and not 0 <= int(index.min()) <= int(index.max()) < len(self):
             raise IndexError(f"indices: got {index.tolist()}, expected 0 to {len(self) - 1}")
         order = np.argsort(index, kind="stable")
@@ -293,8 +305,13 @@ class Paths:
         Its wall time is on the bill. What it computes outside the model it reports itself, with
         `spend_flops`, as `LinearHead` does.
         """
+        if not callable(scorer):
+            raise TypeError(f"scorer: got {type(scorer).__name__}, expected a callable")
         with self.cost.timed():
-            scores = torch.as_tensor(scorer(self), dtype=torch.float32).reshape(-1).cpu()
+            given = scorer(self)
+            if not isinstance(given, torch.Tensor):
+                given = torch.from_numpy(array_of("scorer", given, "to be given numbers").copy())
+            scores = given.reshape(-1).to("cpu", torch.float32)
         if scores.numel() != len(self):
             raise ValueError(
                 f"scorer: gave {scores.numel()} scores, expected {len(self)}, one a path"

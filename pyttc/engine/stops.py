@@ -3,7 +3,7 @@ borders."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -26,8 +26,9 @@ def ending_tokens(tokenizer: Any, stop: str, vocab: int) -> npt.NDArray[np.bool_
     start = len(tokenizer.decode(lead))
     texts = tokenizer.batch_decode([[*lead, i] for i in range(min(vocab, len(tokenizer)))])
     ends = np.zeros((2, vocab), bool)
-    # a token of incomplete bytes shows as the replacement character
-    ends[0, : len(texts)] = [stop[-1] in text[start:] or "\ufffd" in text for text in texts]
+    # a token of incomplete bytes, which show as the replacement character, may complete a letter of several
+    part = "\ufffd" if not stop[-1].isascii() else stop[-1]
+    ends[0, : len(texts)] = [stop[-1] in text[start:] or part in text[start:] for text in texts]
     ends[1, : len(texts)] = [stop in text[start:] for text in texts]
     _ends[id(tokenizer), stop] = (tokenizer, ends)
     return ends
@@ -42,9 +43,15 @@ class Stops:
     """
 
     def __init__(self, until: Until, tokenizer: Any, vocab: int) -> None:
-        items: list[Any] = [until] if isinstance(until, (int, str)) else list(until or ())
+        if isinstance(until, (int, np.integer, str)):
+            until = (until,)  # type: ignore[assignment]
+        if not isinstance(until, Iterable | None):
+            raise TypeError(f"until: got {until!r}, expected texts or token ids")
+        items: list[Any] = [] if until is None else list(until)
         self.strings = [item for item in items if isinstance(item, str)]
-        tokens = [int(item) for item in items if not isinstance(item, str)]
+        tokens = [item for item in items if not isinstance(item, str)]
+        if any(isinstance(t, bool) or not isinstance(t, (int, np.integer)) for t in tokens):
+            raise TypeError(f"until: got {tokens}, expected texts or token ids")
         if "" in self.strings:
             raise ValueError("until: got an empty string, expected text that can be met")
         if any(not 0 <= token < vocab for token in tokens):
