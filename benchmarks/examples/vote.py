@@ -6,12 +6,7 @@ from collections import Counter
 import pyttc
 from pyttc import tasks
 from pyttc.tasks.countdown import generate
-from pyttc.tasks.countdown_text import prompt, verify
-
-
-def claimed(text: str) -> str:
-    """The number that the last step of `45-23=22;67-12=55;55*22=1210;` claims."""
-    return text.strip(";\n").rpartition("=")[2]
+from pyttc.tasks.countdown_text import calculate, prompt, verify
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -21,16 +16,19 @@ def main(arguments: list[str] | None = None) -> None:
     args = parser.parse_args(arguments)
 
     engine = pyttc.Engine.from_pretrained(args.model or tasks.model_path(tasks.model_names()[0]))
-    question = prompt(generate(1, 4, seed=0, test=True)[0])  # such as "23,45,67,12>55:"
+    problem = generate(1, 4, seed=0, test=True)[0]
+    question = prompt(problem)  # such as "23,45,67,12>55:"
 
-    root = engine.prefill(question)  # the prompt runs once,
-    paths = root.fork(args.paths, seed=0)  # its keys and values are shared,
-    paths.decode(max_new_tokens=64)  # and each path ends by itself
+    paths = engine.prefill(question).fork(args.paths, seed=0)  # the prompt runs once, for all
+    for _ in range(3):  # four numbers take three steps
+        paths.decode(until="=", max_new_tokens=16)
+        results = [calculate(problem, text) for text in paths.text()]
+        paths.select([result is not None for result in results])  # illegal steps end here
+        paths.append([result for result in results if result is not None])
 
-    ended = [text for text, end in zip(paths.text(), paths.ended, strict=True) if end == "eos"]
-    votes = Counter(claimed(text) for text in ended)
-    solved = sum(verify(question, text) for text in ended)
-    print(f"{question} {len(ended)} of {len(paths)} paths ended, {solved} of them solve it")
+    votes = Counter(text.split("|")[-1].strip(";") for text in paths.text())
+    solved = sum(verify(question, text) for text in paths.text())
+    print(f"{question} {len(paths)} of {args.paths} paths are left, {solved} of them solve it")
     for number, count in votes.most_common(5):
         print(f"  {count:4} votes for {number}")
     print(paths.cost)
