@@ -309,6 +309,33 @@ def test_interrupt_leaves_what_was_decoded(no_eos: Engine) -> None:
     assert written(paths) == written(whole)
 
 
+def test_interrupts_of_a_prompt_and_a_score_are_clean(
+    no_eos: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passes: list[int] = []
+    one_pass = no_eos._pass
+
+    def press(*args: Any) -> Any:
+        passes.append(1)
+        if len(passes) == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        return one_pass(*args)
+
+    held = no_eos.kv_bytes
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(no_eos, "_pass", press)
+        no_eos.prefill([3] * 3000)
+    assert len(passes) == 2 and no_eos.kv_bytes == held
+    paths = no_eos.prefill("the").fork(4, seed=0).decode(max_new_tokens=3)
+    passes.pop()  # the next is the second
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(no_eos, "_pass", press)
+        paths.score(LinearHead(torch.ones(64)))
+    same = no_eos.prefill("the").fork(4, seed=0).decode(max_new_tokens=3)
+    assert torch.equal(paths.hidden(), same.hidden())
+    assert written(paths.decode(max_new_tokens=3)) == written(same.decode(max_new_tokens=3))
+
+
 def test_a_failed_pass_changes_nothing(no_eos: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     paths = no_eos.prefill("the steps; then").fork(4, seed=0).decode(max_new_tokens=3)
     used = no_eos.kv_bytes

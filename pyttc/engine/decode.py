@@ -149,8 +149,8 @@ def checked_mask(
 
 @contextlib.contextmanager
 def held_interrupts() -> Iterator[Callable[[], None]]:
-    """Puts Ctrl-C off to the end of a step: the yielded function raises it. A second one is not put
-    off."""
+    """Puts Ctrl-C off to the end of a step: the yielded function raises it, or the end of the block. A
+    second one is not put off."""
     if threading.current_thread() is not threading.main_thread():
         yield lambda: None
         return
@@ -171,6 +171,7 @@ def held_interrupts() -> Iterator[Callable[[], None]]:
         yield check
     finally:
         signal.signal(signal.SIGINT, before)
+    check()
 
 
 @contextlib.contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from .arguments import whole_number, whole_numbers
 from .attention import Step
 from .cache import Ints, OutOfPages, PathCache, pages_for, ragged
 from .cost import Cost, Prices, Rates
+from .decode import held_interrupts
 from .model import RowModel, load
 from .paths import Paths
 from .pool import KVPool
@@ -187,13 +188,14 @@ class Engine:
         """Runs prompts through the model: Paths, one a prompt.
 
         Args:
-            prompts: a text, a list of token ids, or a list of either.
+            prompts: a text, a list of token ids, or a list of either. A text gets the special
+                tokens its tokenizer puts around one, and no chat template.
             seed: of the draws of what is made of these paths, if fork names no other.
             share: look for whole pages that a prompt has in common with one already held, by token
                 ids, and use them. The results are the same bits either way.
 
         Raises:
-            OutOfPages: nothing was changed.
+            OutOfPages, KeyboardInterrupt: nothing was changed.
         """
         start = time.perf_counter()
         encoded, seed = self.encode_all(prompts), whole_number("seed", seed)
@@ -218,7 +220,8 @@ class Engine:
             before = np.array(known, np.int64)
             counts: Ints = np.array([ids.size for ids in encoded], np.int64) - before
             tokens = np.concatenate([ids[n:] for ids, n in zip(encoded, known, strict=True)])
-            hidden = self.run(np.array(leaves, np.int64), before, counts, tokens)
+            with held_interrupts() as check:
+                hidden = self.run(np.array(leaves, np.int64), before, counts, tokens, check)
         except OutOfPages as error:
             self.cache.release(np.array(leaves, np.int64))
             needed = self.required_pages([ids.size for ids in encoded])
@@ -238,9 +241,15 @@ class Engine:
         return paths
 
     def run(
-        self, leaves: Ints, first: Ints, counts: Ints, tokens: npt.NDArray[np.int32]
+        self,
+        leaves: Ints,
+        first: Ints,
+        counts: Ints,
+        tokens: npt.NDArray[np.int32],
+        check: Callable[[], None] = lambda: None,
     ) -> torch.Tensor:
-        """The model over counts[i] >= 1 tokens of path i from first[i] on; room was made.
+        """The model over counts[i] >= 1 tokens of path i from first[i] on; room was made. Calls
+        `check` between chunks.
 
         Returns:
             The hidden state [paths, H] of each path's last token.
@@ -253,6 +262,7 @@ class Engine:
         last = np.cumsum(counts) - 1
         parts = []
         for at in range(0, rows.size, CHUNK):
+            check()
             chunk = slice(at, at + CHUNK)
             hidden = self._pass(tokens[chunk], positions[chunk], leaves[rows[chunk]], None)
             wanted = last[(last >= at) & (last < at + CHUNK)] - at

@@ -14,7 +14,7 @@ from . import history
 from .arguments import array_of, for_each, whole_number, whole_numbers
 from .cache import Ints
 from .cost import Cost
-from .decode import decode
+from .decode import decode, held_interrupts
 from .history import Segment
 from .identity import child_ids, prompt_word, sample_keys
 from .stops import Until
@@ -84,8 +84,8 @@ class Paths:
 
     @property
     def logprobs(self) -> torch.Tensor:
-        """float32 [N, T]: log-probability of each token, at the temperature it was drawn at; NaN
-        for appended tokens and past the end."""
+        """float32 [N, T]: log-probability of each token, at the temperature it was drawn at but
+        before top_k, top_p, min_p and mask; NaN for appended tokens and past the end."""
         return self._padded("logprobs", torch.nan)
 
     @property
@@ -320,7 +320,7 @@ class Paths:
 
     def hidden(self) -> torch.Tensor:
         """[N, H]: the model's last hidden state at each path's last token."""
-        with self.cost.timed():
+        with held_interrupts(), self.cost.timed():
             self.forward(np.arange(len(self)))
         return self._hidden[torch.from_numpy(self._hidden_row).to(self._hidden.device)]
 
