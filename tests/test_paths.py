@@ -100,6 +100,23 @@ def test_stop_tokens_and_lengths_are_each_paths_own(no_eos: Engine) -> None:
         assert row == (full[: full.index(stop) + 1] if stop in full else full)
 
 
+def test_a_path_at_its_stop_leaves_the_batch_at_once(
+    no_eos: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows: list[int] = []
+    run = no_eos.run
+
+    def counted(leaves: Any, *others: Any) -> Any:
+        rows.append(leaves.size)
+        return run(leaves, *others)
+
+    monkeypatch.setattr(no_eos, "run", counted)
+    limits = np.array([1, 2, 2, 4, 7, 7, 7, 7])
+    no_eos.prefill("the").fork(8, seed=0).decode(max_new_tokens=limits)
+    # the prompt, whose pass gives the first token; then those that want another
+    assert rows == [1] + [int((limits > step).sum()) for step in range(1, 7)]
+
+
 def test_parameters_for_each_path(no_eos: Engine) -> None:
     settings: dict[str, Any] = {
         "temperature": [0.0, 1.0, 3.0, 2.0, 2.0, 2.0],
@@ -490,7 +507,10 @@ def test_reordering_moves_no_keys(no_eos: Engine, copies: list[int]) -> None:
     paths.select(torch.randperm(16, generator=torch.Generator().manual_seed(0)))
     assert torch.equal(k.view(torch.int32), no_eos.pool.k.view(torch.int32))
     assert torch.equal(v.view(torch.int32), no_eos.pool.v.view(torch.int32))
-    paths.select(np.arange(0, 16, 2)).decode(max_new_tokens=3)
+    free = no_eos.free_pages
+    paths.select(np.arange(0, 16, 2))
+    assert no_eos.free_pages > free  # at once, not when somebody needs pages
+    paths.decode(max_new_tokens=3)
     assert copies == []
 
 
