@@ -160,8 +160,8 @@ def rows(threads: int, seconds: float, quick: bool, progress: Progress) -> list[
         if case["why"]:
             row["peers"][PEER] = {"median_us": None, "ratio": None, "why": case["why"]}
         if case["shape"] == {"paths": 32, "prompt": 128}:
-            host = llama.host_seconds(DTYPE, 32, 128)
-            row["host_percent"] = round(100 * host / ours, 1)
+            host, step = llama.host_part(DTYPE, 32, 128)
+            row["host_percent"] = round(100 * host / step, 1)
         made.append(row)
     return made
 

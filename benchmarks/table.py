@@ -69,7 +69,8 @@ def engine_lines(rows: list[dict[str, Any]]) -> list[str]:
     for row in rows:
         if "host_percent" in row:
             size = f"{row['shape']['paths']} paths and {row['threads']} thread(s)"
-            lines += ["", f"Host part of a step of {size}: {row['host_percent']} %."]
+            what = "neither matrix products nor kernels (Python, dispatch, bookkeeping)"
+            lines += ["", f"Of a step of {size}, {row['host_percent']} % are {what}."]
     return lines
 
 
