@@ -26,6 +26,7 @@ nightly: $(VENV)/built
 
 bench: $(VENV)/built
 	$(RUN) benchmarks.run
+	$(RUN) benchmarks.bench_engine
 	$(RUN) benchmarks.table
 
 # On a machine with a GPU: tests, the sanitizer's four tools, benchmarks.

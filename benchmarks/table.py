@@ -13,6 +13,12 @@ from typing import Any
 ROOT = Path(__file__).parent.parent
 BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
 HEAD = ["op", "shape", "dtype", "threads", "median", "of roof", "against (times as long)"]
+ENGINE_HEAD = ["paths", "prompt", "threads", "step", "tokens/s", "of roof", "keys and values"]
+ENGINE_HEAD += ["against (times as long)"]
+ENGINE_TITLE = (
+    "Decoding steps of a 125M Llama-shaped model in bfloat16, N paths of one prompt (bench_engine.py); "
+    "keys and values held, and what N copies of them take:"
+)
 
 
 def committed() -> dict[str, list[dict[str, Any]]]:
@@ -45,6 +51,29 @@ def lines(rows: list[dict[str, Any]]) -> list[str]:
     return ["| " + " | ".join(cells) + " |" for cells in table]
 
 
+def engine_lines(rows: list[dict[str, Any]]) -> list[str]:
+    """A Markdown table of rows of bench_engine."""
+    table = [ENGINE_HEAD, ["---"] * len(ENGINE_HEAD)]
+    for row in rows:
+        peers = [
+            f"{name} {peer['ratio']:.2f}x" if peer["ratio"] else f"{name}: {peer['why']}"
+            for name, peer in row["peers"].items()
+        ]
+        table.append(
+            [str(row["shape"][name]) for name in ("paths", "prompt")]
+            + [str(row["threads"]), duration(row["median_us"]), f"{row['tokens_per_second']:.0f}"]
+            + [f"{row['roof_percent']:.0f} %"]
+            + [f"{row['kv_mib']} MiB of {row['kv_mib_expanded']}", ", ".join(peers)]
+        )
+    lines = ["| " + " | ".join(cells) + " |" for cells in table]
+    for row in rows:
+        if "host_percent" in row:
+            size = f"{row['shape']['paths']} paths and {row['threads']} thread(s)"
+            what = "neither matrix products nor kernels (Python, dispatch, bookkeeping)"
+            lines += ["", f"Of a step of {size}, {row['host_percent']} % are {what}."]
+    return lines
+
+
 def block() -> str:
     """What stands between the README's markers."""
     parts = []
@@ -52,7 +81,10 @@ def block() -> str:
         last = max(rows, key=lambda row: row["date"])
         versions = ", ".join(f"{name} {number}" for name, number in last["versions"].items())
         title = f"{last['device']}, {last['isa']}; {versions}; {last['date']}, {last['commit']}"
-        parts += [title, "", *lines(rows), ""]
+        ops = [row for row in rows if row["op"] != "engine"]
+        parts += [title, "", *lines(ops), ""]
+        if len(ops) < len(rows):
+            parts += [ENGINE_TITLE, "", *engine_lines([r for r in rows if r["op"] == "engine"]), ""]
     return "\n".join([BEGIN, "", *parts, END])
 
 

@@ -91,6 +91,7 @@ class TreeBuilder:
         leaves = np.concatenate([leaves, np.full(padding, -1)])
         packed = (parents, offsets, page_ids, lengths, leaves)
         sizes = [part.size for part in packed]
-        tensors = torch.from_numpy(np.concatenate(packed)).to(self.device)
-        up, starts, ids, tokens, ends = tensors.split_with_sizes(sizes)
-        return PrefixTree.from_tensors(up, starts, ids, tokens, ends, self.cache.page_size)
+        host = torch.from_numpy(np.concatenate(packed))
+        up, starts, ids, tokens, ends = host.to(self.device).split_with_sizes(sizes)
+        known = None if self.device.type == "cpu" else tuple(host.split_with_sizes(sizes))
+        return PrefixTree.from_tensors(up, starts, ids, tokens, ends, self.cache.page_size, known)

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 
 from ..engine import Engine, Paths, history
+from ..engine.decode import EOS
 from .budget import Budget, Meter
 from .tree import Node, SearchTree
 
@@ -253,7 +254,7 @@ class Run:
             return
         fresh = [
             row
-            for row in np.flatnonzero(np.array(paths.ended) == "eos").tolist()
+            for row in np.flatnonzero(paths.ends == EOS).tolist()
             if (int(paths.prompt[row]), int(paths.path_ids[row])) not in self._ended
         ]
         for row, text in zip(fresh, self._texts(paths, np.array(fresh, np.int64)), strict=True):
