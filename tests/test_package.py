@@ -121,6 +121,7 @@ def test_readme_code_runs() -> None:
 
 def test_readme_table_is_what_the_rows_say() -> None:
     assert table.rewritten(README) == README
+    assert table.page() == (ROOT / "docs" / "benchmarks.md").read_text()
 
 
 def test_ci_runs_the_readme_command() -> None:
