@@ -4,6 +4,7 @@ borders."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -80,7 +81,8 @@ class Stops:
         return met
 
 
+@lru_cache(maxsize=16)
 def lead_token(tokenizer: Any) -> list[int]:
     """A token to decode others behind: a decoder may drop the space a text begins with."""
-    lead: list[int] = tokenizer("a", add_special_tokens=False)["input_ids"][-1:]
-    return lead
+    ids = range(len(tokenizer))
+    return next(([i] for i in ids if tokenizer.decode([i]).isalnum()), [])

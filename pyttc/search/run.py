@@ -44,8 +44,9 @@ class Run:
         root: the prompts as Paths, one each.
         tree: the record so far.
         solved [prompts]: whether a path of the prompt was verified (where that ends the prompt's search).
+        solved_after [prompts]: the seconds it took to be, NaN while it is not.
         best [prompts]: the node of the best path so far, -1 for none.
-        stopped: the name of the budget's limit that is reached, or None.
+        stopped: the name of the budget's limit that is reached, "interrupted", or None.
     """
 
     def __init__(
@@ -71,11 +72,12 @@ class Run:
         self.limit = max_new_tokens or engine.max_length
         self.meter.spend(0, self.root.cost.ran.flops)
         count = len(prompts)
-        self.solved = np.zeros(count, bool)
+        self.solved, self.solved_after = np.zeros(count, bool), np.full(count, np.nan)
         self.best = np.full(count, -1)
         self._best_rank = np.full(count, -np.inf)
         self._node: dict[tuple[int, int], int] = {}  # of each path, the last step on record
         self._ended: set[tuple[int, int]] = set()
+        self._refused: dict[tuple[int, int], str] = {}  # paths that got no reply of the tool, and why
 
     @property
     def cost(self) -> Any:
@@ -144,10 +146,9 @@ class Run:
     def append(self, paths: Paths, texts: Sequence[str], *, keep_eos: bool = True) -> Paths:
         """Paths.append of one text a path, within the budget and on record."""
         before, fitting = paths.new_lengths, []
-        for text in texts:  # what the budget has no room for is left out
-            size = self.engine.encode(text, special=False).size if text else 0
-            fitting.append(text if self.meter.affords(size) else "")
-            self.meter.spend(size if fitting[-1] else 0, 0.0)
+        fits = self._fits(paths)
+        for row, text in enumerate(texts):  # what there is no room for is left out
+            fitting.append(text if text and fits(row, text) else "")
         texts = fitting
         paths.append(texts, keep_eos=keep_eos)
         for key, text in zip(self.keys(paths), texts, strict=True):
@@ -196,22 +197,61 @@ class Run:
         left = np.where(self.open(paths), self.limit - before, 0)
         if max_new_tokens is not None:
             left = np.minimum(left, max_new_tokens)
-        while (share := self._share(paths, left)).any():
-            lengths, spent = paths.new_lengths, self.cost.ran.flops
-            paths.decode(
-                stops or None, share.tolist(), stop_if=self._watch, progress=False, **options
-            )
-            decoded = paths.new_lengths - lengths
-            self.meter.spend(int(decoded.sum()), self.cost.ran.flops - spent)
-            ended = np.array(paths.ended)
-            replied = self._use_tool(paths, (share > 0) & (ended == "until"))
-            go_on = ((ended == "length") | replied) & ~self.solved[paths.prompt]
-            left = np.where(go_on, left - decoded, 0)
-        self._record(paths, before)
-        self._close_ended(paths)
+        try:
+            while (share := self._share(paths, left)).any():
+                lengths = paths.new_lengths
+                decoded = self._decode(paths, share, stops, options) - lengths
+                ended = np.array(paths.ended)
+                replied = self._use_tool(paths, (share > 0) & (ended == "until"))
+                go_on = ((ended == "length") | replied) & ~self.solved[paths.prompt]
+                left = np.where(go_on, left - decoded, 0)
+        except KeyboardInterrupt:
+            self.meter.cut = "interrupted"
+            raise
+        finally:  # what an interrupted step has written is not lost
+            self._record(paths, before)
+            self._close_ended(paths)
         return paths
 
     # --- how
+
+    def _decode(
+        self, paths: Paths, share: Ints, stops: list[str], options: dict[str, Any]
+    ) -> Ints:
+        """Decodes share[i] tokens at most of path i, on the bill; returns the new lengths."""
+        tokens, flops = int(paths.new_lengths.sum()), self.cost.ran.flops
+        limits = share.tolist()
+        try:
+            paths.decode(stops or None, limits, stop_if=self._watch, progress=False, **options)
+        finally:
+            written = int(paths.new_lengths.sum()) - tokens
+            self.meter.spend(written, self.cost.ran.flops - flops)
+        return paths.new_lengths
+
+    def _owed(self, paths: Paths) -> float:
+        """FLOPs of taking the tokens that have not been through the model there: a score or the next
+        token will cost them."""
+        before = self.engine.cache.lengths(paths.leaves)
+        return self.engine.prices.pass_flops(before, paths.lengths - before)
+
+    def _fits(self, paths: Paths) -> Callable[[int, str], bool]:
+        """A function of (row, text): whether the text may be appended there, which it then spends."""
+        limited = self.meter.budget.flops is not None
+        owed = self._owed(paths) if limited else 0.0
+
+        def fits(row: int, text: str) -> bool:
+            nonlocal owed
+            size = self.engine.encode(text, special=False).size
+            length = int(paths.lengths[row])
+            one = np.array([size])
+            price = self.engine.prices.pass_flops(one * 0 + length, one) if limited else 0.0
+            if length + size > self.engine.max_length or not self.meter.affords(size, owed + price):
+                return False
+            owed += price
+            self.meter.spend(size, 0.0)
+            return True
+
+        return fits
 
     def _texts(self, paths: Paths, rows: Ints) -> list[str]:
         """What the paths at `rows` wrote."""
@@ -231,7 +271,9 @@ class Run:
             prices = self.engine.prices
             longest = int(paths.lengths[running].max()) + int(wanted[running].max())
             token = prices.body + prices.head + prices.attention * longest
-            rest = min(rest, (budget.flops - meter.flops) // token)
+            rest = min(rest, (budget.flops - meter.flops - self._owed(paths)) // token)
+            if rest < 1:  # no room for another token
+                meter.cut = "flops"
         if rest >= wanted.sum():
             return wanted
         each, more = divmod(int(max(rest, 0)), running.size)
@@ -260,7 +302,12 @@ class Run:
             prompt = int(paths.prompt[row])
             self._ended.add((prompt, int(paths.path_ids[row])))
             if not self.solved[prompt] and self.verify(self.tree.prompts[prompt], text):
-                self.solved[prompt] = True
+                self._solve(prompt)
+
+    def _solve(self, prompt: int) -> None:
+        self.solved[prompt] = True
+        if np.isnan(self.solved_after[prompt]):
+            self.solved_after[prompt] = self.meter.seconds
 
     def _use_tool(self, paths: Paths, at_stop: Bools) -> Bools:
         """Replies to paths that stopped at the tool's text; returns which of them are still within a step."""
@@ -269,27 +316,18 @@ class Run:
         if tool is None or not at_stop.any():
             return go_on
         rows = np.flatnonzero(at_stop)
-        keys, texts = self.keys(paths), [""] * len(paths)
+        keys, texts, fits = self.keys(paths), [""] * len(paths), self._fits(paths)
         for row, text in zip(rows.tolist(), self._texts(paths, rows), strict=True):
             if not text.endswith(tool.until):
                 continue
             reply = tool.reply(self.tree.prompts[int(paths.prompt[row])], text)
-            if reply is None:
+            if reply is None or not fits(row, reply):
                 self._ended.add(keys[row])
+                self._refused[keys[row]] = "tool" if reply is None else "room"
                 continue
             texts[row] = reply
             go_on[row] = not (self.delimiter and reply.endswith(self.delimiter))
-        replied = np.array([bool(text) for text in texts])
-        if replied.any():
-            sizes = np.array([self.engine.encode(t, special=False).size if t else 0 for t in texts])
-            for row in np.flatnonzero(
-                replied
-            ).tolist():  # a reply the budget has no room for ends the path
-                if not self.meter.affords(int(sizes[row])):
-                    texts[row], go_on[row] = "", False
-                    self._ended.add(keys[row])
-                else:
-                    self.meter.spend(int(sizes[row]), 0.0)
+        if any(texts):
             paths.append(texts)
         return go_on
 
@@ -328,12 +366,12 @@ class Run:
             node = self.tree.nodes[nodes[row]]
             if end != "eos":
                 cut = "solved" if self.solved[key[0]] else stopped
-                node.end = cut or ("tool" if key in self._ended else end)
+                node.end = cut or self._refused.get(key, end)
                 continue
             node.end = end
             self._ended.add(key)
             if self.verify is not None:
                 node.verified = self.verify(self.tree.prompts[key[0]], self.tree.text(nodes[row]))
                 if node.verified and self.stop_when_verified:
-                    self.solved[key[0]] = True
+                    self._solve(key[0])
                     self.choose(key[0], nodes[row])

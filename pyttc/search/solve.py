@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,7 +25,8 @@ class Result:
         tree: every path of the run (of all prompts), with scores and why it ended.
         cost: of the run (of all prompts), a `Cost`.
         tokens, seconds, flops, dollars: what the run had spent of its budget by then.
-        stopped: the limit that ended the run, or None.
+        solved_after: the seconds after which a path of this prompt was verified, None while none is.
+        stopped: the limit that ended the run, "interrupted", or None.
     """
 
     prompt: str
@@ -37,6 +39,7 @@ class Result:
     seconds: float
     flops: float
     dollars: float | None
+    solved_after: float | None
     stopped: str | None
 
 
@@ -54,7 +57,11 @@ def stream(
     seed: int = 0,
     **sampling: Any,
 ) -> Iterator[list[Result]]:
-    """`solve`, yielding the best so far of every prompt after each step; the last is final."""
+    """`solve`, yielding the best so far of every prompt after each step; the last is final.
+
+    A KeyboardInterrupt (Ctrl-C) while it decodes still yields the best so far, with all that was written
+    on record and stopped = "interrupted", and is raised when the next is asked for.
+    """
     texts = [prompts] if isinstance(prompts, str) else list(prompts)
     run = Run(
         engine,
@@ -68,8 +75,12 @@ def stream(
         seed=seed,
         sampling=sampling,
     )
-    for _ in strategy.run(run):
+    try:
+        for _ in strategy.run(run):
+            yield results(run)
+    except KeyboardInterrupt:
         yield results(run)
+        raise
     yield results(run)
 
 
@@ -103,6 +114,7 @@ def solve(
 
 
 def results(run: Run) -> list[Result]:
+    run.tree.best = run.best.tolist()
     found = []
     for prompt, text in enumerate(run.tree.prompts):
         node = int(run.best[prompt])
@@ -110,6 +122,7 @@ def results(run: Run) -> list[Result]:
         verified = None
         if run.verify is not None:
             verified = bool(node >= 0 and run.tree.nodes[node].verified)
+        after = float(run.solved_after[prompt])
         found.append(
             Result(
                 prompt=text,
@@ -122,6 +135,7 @@ def results(run: Run) -> list[Result]:
                 seconds=run.meter.seconds,
                 flops=run.meter.flops,
                 dollars=run.meter.dollars,
+                solved_after=None if math.isnan(after) else after,
                 stopped=run.stopped,
             )
         )
