@@ -39,9 +39,10 @@ def expand(n: int) -> int:
     return min(4, n)
 
 
+WAVES = (4, 8, 16, 32, 64, 128, 256, 512)
 Maker = Callable[[int, Means, Scorer], Strategy]
 PATHS: dict[str, Maker] = {
-    "sample-n": lambda n, means, score: SampleN(n),
+    "sample-n": lambda n, means, score: SampleN(n, waves=WAVES),
     "best-of-n": lambda n, means, score: BestOfN(n, means.score or mean_logprob),
     "logprob": lambda n, means, score: BestOfN(n, mean_logprob),
     "self-certainty": lambda n, means, score: BestOfN(n, self_certainty),

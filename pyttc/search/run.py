@@ -62,10 +62,11 @@ class Run:
         stop_when_verified: bool,
         seed: int,
         sampling: dict[str, Any],
+        on_step: Callable[[Run], None] | None = None,
     ) -> None:
         self.engine, self.verify, self.tool, self.seed = engine, verify, tool, seed
         self.delimiter, self.sampling = delimiter, sampling
-        self.stop_when_verified = stop_when_verified
+        self.stop_when_verified, self.on_step = stop_when_verified, on_step
         self.meter = Meter(budget)
         self.tree = SearchTree(list(prompts))
         self.root = engine.prefill(list(prompts), seed=seed)
@@ -95,7 +96,9 @@ class Run:
 
     def nodes(self, paths: Paths) -> list[int]:
         """The last step on record of each path, -1 for none."""
-        return [self._node.get(key, -1) for key in self.keys(paths)]
+        wrote = (paths.new_lengths > 0).tolist()  # a prompt has the key of its first fork
+        keys = zip(self.keys(paths), wrote, strict=True)
+        return [self._node.get(key, -1) if any_ else -1 for key, any_ in keys]
 
     def open(self, paths: Paths) -> Bools:
         """Which paths may go on: not ended, prompt not solved, budget left."""
@@ -158,13 +161,21 @@ class Run:
         return paths
 
     def score(self, paths: Paths, scorer: Scorer) -> torch.Tensor:
-        """float32 [N]: Paths.score, on record and on the bill."""
+        """float32 [N]: Paths.score, on record and on the bill.
+
+        A step that holds the end of text and nothing else keeps the score of the step before it: scorers
+        of steps are made for where steps end.
+        """
         spent = self.cost.ran.flops
         scores = paths.score(scorer)
         self.meter.spend(0, self.cost.ran.flops - spent)
-        for node, score in zip(self.nodes(paths), scores.tolist(), strict=True):
-            if node >= 0:
-                self.tree.nodes[node].score = score
+        for row, index in enumerate(self.nodes(paths)):
+            if index >= 0:
+                node = self.tree.nodes[index]
+                before = self.tree.nodes[node.parent].score if node.parent >= 0 else None
+                if before is not None and not node.text and len(node.tokens) == 1:
+                    scores[row] = before
+                node.score = float(scores[row])
         return scores
 
     def rank(self, paths: Paths, scores: Any, among: Bools | None = None) -> None:
@@ -178,8 +189,8 @@ class Run:
                 self.best[prompt] = self._node.get((prompt, int(paths.path_ids[row])), -1)
 
     def choose(self, prompt: int, node: int) -> None:
-        """Makes a node the prompt's answer, whatever was ranked before."""
-        self.best[prompt], self._best_rank[prompt] = node, -np.inf
+        """Makes a node the prompt's answer, whatever is ranked before or after."""
+        self.best[prompt], self._best_rank[prompt] = node, np.inf
 
     def finish(self, paths: Paths, **sampling: Any) -> Iterator[Paths]:
         """Steps until no path can go on; yields after each step."""
@@ -283,8 +294,10 @@ class Run:
         return np.minimum(share, wanted)
 
     def _watch(self, paths: Paths, running: Ints) -> Bools | None:
-        """After every decoding step: verifies paths that just ended, and stops what need not go on."""
+        """After every token: verifies paths that just ended, and stops what need not go on."""
         self._verify_ended(paths)
+        if self.on_step is not None:
+            self.on_step(self)
         if self.meter.seconds >= self.meter.budget.deadline:
             return np.ones(running.size, bool)
         stop: Bools = self.solved[paths.prompt[running]]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,6 +55,7 @@ def stream(
     max_new_tokens: int | None = None,
     stop_when_verified: bool = True,
     seed: int = 0,
+    on_step: Callable[[Run], None] | None = None,
     **sampling: Any,
 ) -> Iterator[list[Result]]:
     """`solve`, yielding the best so far of every prompt after each step; the last is final.
@@ -74,6 +75,7 @@ def stream(
         stop_when_verified=stop_when_verified,
         seed=seed,
         sampling=sampling,
+        on_step=on_step,
     )
     try:
         for _ in strategy.run(run):
@@ -104,6 +106,7 @@ def solve(
         max_new_tokens: of a path.
         stop_when_verified: whether a verified path ends its prompt's search.
         seed: of all draws. The same seed gives the same result.
+        on_step: called after every token, with the `Run`.
         **sampling: temperature, top_k, top_p, min_p, confidence for `Paths.decode`.
 
     Returns:
