@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from .beam import DVTS, Beam
 from .best_of_n import BestOfN
+from .greedy import Greedy
 from .majority import AdaptiveConsistency, Answer, EarlyStopping, Majority
 from .particle_filter import ParticleFilter
 from .rebase import Rebase
@@ -42,6 +43,7 @@ def expand(n: int) -> int:
 WAVES = (4, 8, 16, 32, 64, 128, 256, 512)
 Maker = Callable[[int, Means, Scorer], Strategy]
 PATHS: dict[str, Maker] = {
+    "greedy": lambda n, means, score: Greedy(),
     "sample-n": lambda n, means, score: SampleN(n, waves=WAVES),
     "best-of-n": lambda n, means, score: BestOfN(n, means.score or mean_logprob),
     "logprob": lambda n, means, score: BestOfN(n, mean_logprob),

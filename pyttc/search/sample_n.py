@@ -10,6 +10,7 @@ import numpy as np
 
 from ..engine import Paths
 from .run import Run
+from .tree import SearchTree
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,10 @@ class SampleN:
         for paths in independent(run, self.n, self.waves):
             run.rank(paths, np.zeros(len(paths)))
             yield paths
+
+    def pick(self, tree: SearchTree, nodes: list[int]) -> int:
+        """The answer among paths of one prompt where nobody verifies: the first."""
+        return nodes[0]
 
 
 def independent(run: Run, n: int, waves: Sequence[int] = ()) -> Iterator[Paths]:
