@@ -148,14 +148,13 @@ class Run:
 
     def append(self, paths: Paths, texts: Sequence[str], *, keep_eos: bool = True) -> Paths:
         """Paths.append of one text a path, within the budget and on record."""
-        before, fitting = paths.new_lengths, []
-        fits = self._fits(paths)
-        for row, text in enumerate(texts):  # what there is no room for is left out
-            fitting.append(text if text and fits(row, text) else "")
-        texts = fitting
-        paths.append(texts, keep_eos=keep_eos)
-        for key, text in zip(self.keys(paths), texts, strict=True):
-            if text:
+        before, fits = paths.new_lengths, self._fits(paths)
+        ids = self._ids(texts)
+        # what there is no room for is left out
+        fitting = [one if one and fits(row, len(one)) else [] for row, one in enumerate(ids)]
+        paths.append(fitting, keep_eos=keep_eos)
+        for key, one in zip(self.keys(paths), fitting, strict=True):
+            if one:
                 self._ended.discard(key)
         self._record(paths, before)
         return paths
@@ -167,7 +166,7 @@ class Run:
         of steps are made for where steps end.
         """
         spent = self.cost.ran.flops
-        scores = paths.score(scorer)
+        scores = paths.score(scorer).tolist()
         self.meter.spend(0, self.cost.ran.flops - spent)
         for row, index in enumerate(self.nodes(paths)):
             if index >= 0:
@@ -175,8 +174,8 @@ class Run:
                 before = self.tree.nodes[node.parent].score if node.parent >= 0 else None
                 if before is not None and not node.text and len(node.tokens) == 1:
                     scores[row] = before
-                node.score = float(scores[row])
-        return scores
+                node.score = scores[row]
+        return torch.tensor(scores)
 
     def rank(self, paths: Paths, scores: Any, among: Bools | None = None) -> None:
         """Offers paths (of those that finished, or of `among`) as answers: the best score so far leads."""
@@ -245,17 +244,16 @@ class Run:
         before = self.engine.cache.lengths(paths.leaves)
         return self.engine.prices.pass_flops(before, paths.lengths - before)
 
-    def _fits(self, paths: Paths) -> Callable[[int, str], bool]:
-        """A function of (row, text): whether the text may be appended there, which it then spends."""
+    def _fits(self, paths: Paths) -> Callable[[int, int], bool]:
+        """A function of (row, tokens): whether so many may be appended there, which it then spends."""
         limited = self.meter.budget.flops is not None
         owed = self._owed(paths) if limited else 0.0
 
-        def fits(row: int, text: str) -> bool:
+        def fits(row: int, size: int) -> bool:
             nonlocal owed
-            size = self.engine.encode(text, special=False).size
-            length = int(paths.lengths[row])
-            one = np.array([size])
-            price = self.engine.prices.pass_flops(one * 0 + length, one) if limited else 0.0
+            length, price = int(paths.lengths[row]), 0.0
+            if limited:
+                price = self.engine.prices.pass_flops(np.array([length]), np.array([size]))
             if length + size > self.engine.max_length or not self.meter.affords(size, owed + price):
                 return False
             owed += price
@@ -267,7 +265,22 @@ class Run:
     def _texts(self, paths: Paths, rows: Ints) -> list[str]:
         """What the paths at `rows` wrote."""
         written = history.read(paths.segment, paths.rows[rows], "tokens")
-        return [self.engine.tokenizer.decode(w.tolist(), skip_special_tokens=True) for w in written]
+        return self._decoded([tokens.tolist() for tokens in written])
+
+    def _decoded(self, ids: list[list[int]]) -> list[str]:
+        if not ids:
+            return []
+        texts: list[str] = self.engine.tokenizer.batch_decode(ids, skip_special_tokens=True)
+        return texts
+
+    def _ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """The tokens of each text; equal ones are encoded once."""
+        distinct = list(dict.fromkeys(text for text in texts if text))
+        if not distinct:
+            return [[] for _ in texts]
+        ids = self.engine.tokenizer(distinct, add_special_tokens=False)["input_ids"]
+        known = dict(zip(distinct, ids, strict=True))
+        return [known.get(text, []) for text in texts]
 
     def _share(self, paths: Paths, left: Ints) -> Ints:
         """How many of the tokens they may still write paths get at once, so that all of them together stay
@@ -329,40 +342,36 @@ class Run:
         if tool is None or not at_stop.any():
             return go_on
         rows = np.flatnonzero(at_stop)
-        keys, texts, fits = self.keys(paths), [""] * len(paths), self._fits(paths)
+        keys, fits = self.keys(paths), self._fits(paths)
+        replies: list[str | None] = []
         for row, text in zip(rows.tolist(), self._texts(paths, rows), strict=True):
-            if not text.endswith(tool.until):
-                continue
-            reply = tool.reply(self.tree.prompts[int(paths.prompt[row])], text)
-            if reply is None or not fits(row, reply):
+            at = text.endswith(tool.until)
+            replies.append(tool.reply(self.tree.prompts[paths.prompt[row]], text) if at else "")
+        appended: list[list[int]] = [[] for _ in keys]
+        ids = self._ids([reply or "" for reply in replies])
+        for row, reply, one in zip(rows.tolist(), replies, ids, strict=True):
+            if reply is None or not fits(row, len(one)):
                 self._ended.add(keys[row])
                 self._refused[keys[row]] = "tool" if reply is None else "room"
-                continue
-            texts[row] = reply
-            go_on[row] = not (self.delimiter and reply.endswith(self.delimiter))
-        if any(texts):
-            paths.append(texts)
+            elif reply:
+                appended[row] = one
+                go_on[row] = not (self.delimiter and reply.endswith(self.delimiter))
+        if any(appended):
+            paths.append(appended)
         return go_on
 
     def _record(self, paths: Paths, before: Ints) -> None:
         """A node for each path that has more tokens than `before`."""
-        after, tokens, logprobs = paths.new_lengths, paths.tokens, paths.logprobs
-        keys = self.keys(paths)
-        for row in np.flatnonzero(after > before).tolist():
-            span = slice(int(before[row]), int(after[row]))
-            ids = tokens[row, span].tolist()
-            key = keys[row]
-            self.tree.nodes.append(
-                Node(
-                    parent=self._node.get(key, -1),
-                    prompt=key[0],
-                    path=key[1],
-                    text=self.engine.tokenizer.decode(ids, skip_special_tokens=True),
-                    tokens=ids,
-                    logprob=float(logprobs[row, span].nansum()),
-                )
-            )
-            self._node[key] = len(self.tree.nodes) - 1
+        after, keys = paths.new_lengths, self.keys(paths)
+        rows = np.flatnonzero(after > before).tolist()
+        tokens, logprobs = paths.tokens.numpy(), paths.logprobs.numpy()
+        spans = [slice(int(before[row]), int(after[row])) for row in rows]
+        ids = [tokens[row, span].tolist() for row, span in zip(rows, spans, strict=True)]
+        for row, span, one, text in zip(rows, spans, ids, self._decoded(ids), strict=True):
+            (prompt, path), parent = keys[row], self._node.get(keys[row], -1)
+            logprob = float(np.nansum(logprobs[row, span]))
+            self._node[keys[row]] = len(self.tree.nodes)
+            self.tree.nodes.append(Node(parent, prompt, path, text, one, logprob))
 
     def _close(self, key: tuple[int, int], node: int, end: str) -> None:
         self._ended.add(key)
