@@ -59,7 +59,7 @@ def claimed_number(text: str) -> str | None:
     there is no step, or where the calculator listed more than one number behind it."""
     parts = split_steps(text)
     claim, _, listed = parts[-1].removesuffix(DELIMITER).partition("|") if parts else ("", "", "")
-    return None if "," in listed else claim.rpartition("=")[2] or None
+    return None if "," in listed or "=" not in claim else claim.rpartition("=")[2]
 
 
 def reward_head(folder: str | Path, name: str = "exact") -> LinearHead | None:
