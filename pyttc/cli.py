@@ -31,7 +31,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         command.add(commands)
     args = parser.parse_args(argv)
     try:
-        return COMMANDS[args.command].run(args)
+        code: int = COMMANDS[args.command].run(args)
+        return code
     except BadInput as error:
         one_line_error(str(error))
     except KeyboardInterrupt:

@@ -56,7 +56,9 @@ def test_solve_as_json(capsys, model):
     (row,) = report["rows"]
     assert code == 0 and report["strategy"] == "beam" and report["solved"] == int(row["verified"])
     assert row["tokens"] == report["tokens"] and row["puzzle"] == "8,4,2>16" and row["solvable"]
-    assert json.loads(ran(capsys, "solve", *PUZZLE, *arguments)[1])["rows"][0]["text"] == row["text"]
+    assert (
+        json.loads(ran(capsys, "solve", *PUZZLE, *arguments)[1])["rows"][0]["text"] == row["text"]
+    )
 
 
 def test_solve_takes_test_puzzles(capsys, model):
@@ -179,7 +181,10 @@ def test_deep_and_wide_trees_are_shown(capsys, tmp_path):
 def test_a_saved_tree_is_the_same_tree(tmp_path):
     tree = SearchTree(
         ["a\n", "\u2603"],
-        [Node(-1, 0, 0, "x\ud83d", [1, 2], -np.inf), Node(0, 0, 5, "", [], 0.0, -np.inf, "eos", True)],
+        [
+            Node(-1, 0, 0, "x\ud83d", [1, 2], -np.inf),
+            Node(0, 0, 5, "", [], 0.0, -np.inf, "eos", True),
+        ],
         [1, -1],
         {"model": "m"},
     )
@@ -239,8 +244,20 @@ def test_curve_measures_writes_and_goes_on(capsys, model, tmp_path):
 
 def test_curve_stops_in_time_and_keeps_what_it_has(capsys, model, tmp_path):
     out = tmp_path / "curve.json"
-    arguments = ["curve", "--model", model, "--problems", "40", "--out", str(out), "--seconds", "0.7"]
-    code, said = ran(capsys, *arguments, "--strategies", "sample-n,beam,dvts,rebase", "--sizes", "64")
+    arguments = [
+        "curve",
+        "--model",
+        model,
+        "--problems",
+        "40",
+        "--out",
+        str(out),
+        "--seconds",
+        "0.7",
+    ]
+    code, said = ran(
+        capsys, *arguments, "--strategies", "sample-n,beam,dvts,rebase", "--sizes", "64"
+    )
     assert code == 0 and "time is up" in said
 
 
@@ -249,7 +266,9 @@ def test_a_curve_is_nested(model):
     prompts = [prompt(problem) for problem in PROBLEMS]
     options = {"seed": 5, **countdown_search.options()}
     means = Means(None, countdown_search.claimed_number)
-    makers = {name: lambda n, name=name: named(name, n, means) for name in ("best-of-n", "majority")}
+    makers = {
+        name: lambda n, name=name: named(name, n, means) for name in ("best-of-n", "majority")
+    }
     points = list(pyttc.curve(engine, prompts, makers, sizes=(1, 8, 32), rows=40, **options))
     assert [(p.strategy, p.n) for p in points] == [(s, n) for s in makers for n in (1, 8, 32)]
     options["stop_when_verified"] = False

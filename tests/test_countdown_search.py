@@ -1,6 +1,9 @@
 """Countdown under search: the calculator, what the text of a path may hold, budgets, one ragged batch."""
 
+import re
+import time
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -45,9 +48,7 @@ def test_the_calculator_gives_the_rates_of_the_sampler(engine, folder):
 
     tries = 512
     strategy = search.SampleN(tries)
-    found = pyttc.solve(
-        engine, PROMPTS, strategy, stop_when_verified=False, **countdown.options()
-    )
+    found = pyttc.solve(engine, PROMPTS, strategy, stop_when_verified=False, **countdown.options())
     expected = solved(load_model(folder), PROBLEMS, tries)
     for index, hits in enumerate(expected):
         ours = rate(found[0], index)
@@ -167,7 +168,9 @@ def test_many_puzzles_are_one_ragged_batch(engine, monkeypatch):
     passes = []
     run = type(engine).run
     monkeypatch.setattr(
-        type(engine), "run", lambda self, leaves, *rest: passes.append(leaves.size) or run(self, leaves, *rest)
+        type(engine),
+        "run",
+        lambda self, leaves, *rest: passes.append(leaves.size) or run(self, leaves, *rest),
     )
     options = countdown.options()
     problems = [Problem(p.numbers, target) for p in PROBLEMS for target in range(10, 60)]
@@ -191,7 +194,9 @@ def test_an_interrupted_search_loses_nothing(engine):
     found = []
     strategy = search.SampleN(32)
     with pytest.raises(KeyboardInterrupt):
-        for results in pyttc.stream(engine, PROMPTS, strategy, on_step=press, **countdown.options()):
+        for results in pyttc.stream(
+            engine, PROMPTS, strategy, on_step=press, **countdown.options()
+        ):
             found = results
     tree = found[0].tree
     assert found[0].stopped == "interrupted"
@@ -202,7 +207,11 @@ def test_an_interrupted_search_loses_nothing(engine):
 def test_later_waves_are_the_same_paths(engine):
     def verified(waves):
         found = pyttc.solve(
-            engine, PROMPTS, search.SampleN(64, waves), stop_when_verified=False, **countdown.options()
+            engine,
+            PROMPTS,
+            search.SampleN(64, waves),
+            stop_when_verified=False,
+            **countdown.options(),
         )
         tree = found[0].tree
         return {(n.prompt, n.path, tree.text(i)) for i, n in enumerate(tree.nodes) if n.verified}
@@ -240,6 +249,88 @@ def test_shipped_models_solve(model):
         strategy = named(name, 16, Means(head))
         found = pyttc.solve(engine, lines, strategy, **countdown.options())
         assert sum(bool(result.verified) for result in found) >= least
+
+
+def test_the_strategy_of_the_readme_runs(engine):
+    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    (block,) = (b for b in re.findall(r"```python\n(.*?)```", readme, re.S) if "def run(" in b)
+    assert len(block.splitlines()) <= 25
+    names: dict = {}
+    exec(compile(block, "README.md", "exec"), names)  # noqa: S102
+    found = pyttc.solve(
+        engine, PROMPTS, names["Halving"](), pyttc.Budget(tokens=700), **countdown.options()
+    )
+    ends = {node.end for node in found[0].tree.nodes}
+    assert "dropped" in ends and 0 < found[0].tokens <= 700 and all(r.answer for r in found)
+
+
+@pytest.mark.nightly
+def test_bookkeeping_is_a_small_part(monkeypatch):
+    """With the largest model that comes along; what the engine, the verifier and the tool take is theirs."""
+    folder = model_path(model_names()[0]) if model_names() else pytest.skip("no model")
+    engine = pyttc.Engine.from_pretrained(folder)
+    options, clock = countdown.options(), Stopwatch()
+    for name in ("decode", "append", "fork", "select", "score"):
+        monkeypatch.setattr(pyttc.Paths, name, clock.running(getattr(pyttc.Paths, name)))
+    monkeypatch.setattr(search.Run, "_watch", clock.paused(search.Run._watch))
+    options["verify"] = clock.running(options["verify"])
+    options["tool"] = search.Tool("=", clock.running(options["tool"].reply))
+    lines = [prompt(problem) for problem in fixed_problems(4, 20)]
+    means = Means(countdown.reward_head(folder), countdown.claimed_number, countdown.again)
+    for name in ("sample-n", "best-of-n", "beam", "dvts", "rebase", "particle-filter", "majority"):
+        clock.spent, start = 0.0, time.thread_time()
+        strategy = named(name, 64, means)
+        pyttc.solve(engine, lines, strategy, stop_when_verified=False, **options)
+        whole = time.thread_time() - start
+        assert 1 - clock.spent / whole < 0.05, name
+
+
+@pytest.mark.nightly
+def test_a_beam_takes_little_longer_than_sampling(engine, means):
+    """A token of a beam against a token of best-of-N."""
+    folder = model_path(model_names()[0]) if model_names() else None
+    if folder:
+        engine = pyttc.Engine.from_pretrained(folder)
+        means = Means(countdown.reward_head(folder))
+    lines = [prompt(problem) for problem in fixed_problems(4, 20)] if folder else PROMPTS
+
+    def token(name):
+        start = time.thread_time()
+        strategy = named(name, 64, means)
+        found = pyttc.solve(
+            engine, lines, strategy, stop_when_verified=False, **countdown.options()
+        )
+        return (time.thread_time() - start) / found[0].tokens
+
+    ratios = [token("beam") / token("best-of-n") for _ in range(5)]
+    assert sorted(ratios)[2] <= 1.5
+
+
+class Stopwatch:
+    """Thread time inside some functions, less that inside others which these call."""
+
+    def __init__(self):
+        self.spent, self.on = 0.0, False
+
+    def running(self, function):
+        return self.switching(function, True)
+
+    def paused(self, function):
+        return self.switching(function, False)
+
+    def switching(self, function, on):
+        def timed(*args, **kwargs):
+            if self.on == on:
+                return function(*args, **kwargs)
+            start, self.on = time.thread_time(), on
+            try:
+                return function(*args, **kwargs)
+            finally:
+                took = time.thread_time() - start
+                self.spent += took if on else -took
+                self.on = not on
+
+        return timed
 
 
 def test_threads_do_not_matter(engine, means):

@@ -45,7 +45,9 @@ def model_folder(name: str | None) -> Path:
     if name is None or name in names:
         return model_path(name or names[0])
     if not (Path(name) / "config.json").is_file():
-        raise BadInput(f"--model: {name!r} holds no config.json, and no model of that name comes along")
+        raise BadInput(
+            f"--model: {name!r} holds no config.json, and no model of that name comes along"
+        )
     return Path(name)
 
 
@@ -64,7 +66,9 @@ def load_engine(folder: Path, device: str | None) -> Any:
 
 
 def add_budget(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("budget, of all puzzles together; the first that is used up ends it")
+    group = parser.add_argument_group(
+        "budget, of all puzzles together; the first that is used up ends it"
+    )
     group.add_argument("--tokens", type=number(1), help="new tokens")
     group.add_argument("--seconds", type=number(0, float), help="wall time")
     group.add_argument("--flops", type=number(0, float), help="floating-point operations")
@@ -83,7 +87,9 @@ def budget(args: argparse.Namespace) -> Any:
 
 def plain(text: str, limit: int = 2000) -> str:
     """Text of a model for a terminal: without control characters, line ends as a sign, cut at `limit`."""
-    shown = "".join(c if c.isprintable() else "\u23ce" if c == "\n" else "\ufffd" for c in text[:limit])
+    shown = "".join(
+        c if c.isprintable() else "\u23ce" if c == "\n" else "\ufffd" for c in text[:limit]
+    )
     return shown + ("..." if len(text) > limit else "")
 
 

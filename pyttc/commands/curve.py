@@ -30,12 +30,18 @@ DEFAULT = "sample-n,best-of-n,beam,rebase"
 
 def add(commands: Any) -> None:
     parser = commands.add_parser("curve", help="accuracy against compute, for several strategies")
-    parser.add_argument("--model", action="append", metavar="DIR", help="one or more (all that come along)")
+    parser.add_argument(
+        "--model", action="append", metavar="DIR", help="one or more (all that come along)"
+    )
     parser.add_argument("--device", help="cpu or cuda; a GPU where there is one")
     parser.add_argument("--strategies", default=DEFAULT, help=f"by name, with commas ({DEFAULT})")
-    parser.add_argument("--sizes", default="1,4,16,64", help="numbers of paths a puzzle (1,4,16,64)")
+    parser.add_argument(
+        "--sizes", default="1,4,16,64", help="numbers of paths a puzzle (1,4,16,64)"
+    )
     parser.add_argument("--problems", type=number(1), default=100, help="test puzzles (100)")
-    parser.add_argument("--size", type=int, choices=(3, 4, 5), default=4, help="of how many numbers (4)")
+    parser.add_argument(
+        "--size", type=int, choices=(3, 4, 5), default=4, help="of how many numbers (4)"
+    )
     parser.add_argument("--examples", type=number(0), default=0, help="solved examples before each")
     parser.add_argument("--reward", choices=("exact", "monte_carlo"), default="exact")
     parser.add_argument("--seconds", type=number(0, float), help="stop after so much time")
@@ -111,12 +117,17 @@ def add_model(
                 seed=args.seed,
                 **options,
             )
+            done = 0
             for point in points:
+                done += 1
                 if (name, point.n) in have:
                     continue
                 curve["points"].append({"model": folder.name, **asdict(point)})
                 keep(curve, args.out)
                 print(line(curve["points"][-1]), flush=True)
+            if done < (1 if name == "greedy" else len(sizes)):
+                print("time is up; what was finished is kept")
+                return
         except ValueError as error:
             raise BadInput(str(error)) from None
 

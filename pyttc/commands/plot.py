@@ -9,9 +9,13 @@ import matplotlib
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402
+from matplotlib.ticker import NullFormatter  # noqa: E402
 
 AXES = {"tokens": "new tokens", "flops": "FLOPs", "seconds": "seconds", "dollars": "dollars"}
-ROWS = {"solved": "with an exact verifier: some path is right", "chosen": "without: the answer chosen is right"}
+ROWS = {
+    "solved": "with an exact verifier: some path is right",
+    "chosen": "without: the answer chosen is right",
+}
 MARKS = "osD^vP*Xph<>"
 LINES = ("-", "--", ":", "-.")
 
@@ -23,7 +27,7 @@ def plot(curve: dict[str, Any], path: Path) -> None:
     axes = [axis for axis in AXES if all(p[axis] is not None for p in curve["points"])]
     models = list(curve["settings"]["models"])
     strategies = list(dict.fromkeys(p["strategy"] for p in points))
-    shape = {"figsize": (4.2 * len(axes), 8), "sharey": True, "squeeze": False}
+    shape: dict[str, Any] = {"figsize": (4.2 * len(axes), 8), "sharey": True, "squeeze": False}
     with plt.rc_context({"svg.hashsalt": "pyttc", "font.size": 9}):
         figure, panels = plt.subplots(len(ROWS), len(axes), **shape)
         for row, kind in enumerate(ROWS):
@@ -31,13 +35,16 @@ def plot(curve: dict[str, Any], path: Path) -> None:
                 panel = panels[row][column]
                 for number, model in enumerate(models):
                     for place, strategy in enumerate(strategies):
-                        mine = [p for p in points if (p["model"], p["strategy"]) == (model, strategy)]
+                        mine = [
+                            p for p in points if (p["model"], p["strategy"]) == (model, strategy)
+                        ]
                         if mine:
                             look = {"color": f"C{place}", "marker": MARKS[place % len(MARKS)]}
                             look |= {"linestyle": LINES[number % len(LINES)]}
                             series(panel, mine, kind, axis, f"{model}, {strategy}", look)
                 references(panel, curve, kind, axis)
                 panel.set_xscale("log")
+                panel.xaxis.set_minor_formatter(NullFormatter())
                 panel.set_xlabel(f"{AXES[axis]} a puzzle")
                 panel.set_title(ROWS[kind] if column == 0 else "", loc="left", fontsize=9)
                 panel.grid(alpha=0.3)
@@ -67,7 +74,8 @@ def references(panel: Any, curve: dict[str, Any], kind: str, axis: str) -> None:
         if p["strategy"] != "greedy":
             groups.setdefault((p["model"], p["strategy"]), []).append(p)
     if groups:
-        longest = sorted(max(groups.values(), key=len), key=lambda p: p["n"])
+        longest = max(groups.values(), key=lambda series: len(series))
+        longest.sort(key=lambda p: int(p["n"]))
         tries = [p for p in longest if str(p["n"]) in curve["random"]]
         values = [100 * curve["random"][str(p["n"])][0] for p in tries]
         x = [p[axis] for p in tries]

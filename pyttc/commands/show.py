@@ -13,7 +13,9 @@ STYLES = {"dropped": "dim", "tool": "dim", "room": "dim"}
 
 
 def add(commands: Any) -> None:
-    parser = commands.add_parser("show", help="print the tree of a saved run, and write it as a page")
+    parser = commands.add_parser(
+        "show", help="print the tree of a saved run, and write it as a page"
+    )
     parser.add_argument("run", type=Path, help="RUN.json, as pyttc solve --save writes it")
     parser.add_argument("--html", type=Path, help="where the page goes (RUN.html)")
     parser.add_argument("--prompt", type=number(1), metavar="K", help="print the K-th prompt only")

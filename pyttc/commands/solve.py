@@ -13,9 +13,17 @@ from pathlib import Path
 from typing import Any
 
 from ..tasks.countdown import Problem, can_reach, parse_number, random_rollouts, test_set
-from ..tasks.countdown_text import MAX_NUMBERS, example_lines, prompt, verify
-from .common import BadInput, add_budget, add_model, budget, load_engine, model_folder, number, plain
-from .common import writing
+from ..tasks.countdown_text import MAX_NUMBERS, example_lines, prompt
+from .common import (
+    BadInput,
+    add_budget,
+    add_model,
+    budget,
+    load_engine,
+    model_folder,
+    number,
+    writing,
+)
 
 MAX_SOLVED_EXACTLY = 6  # numbers; for more the exact solver takes too long
 ROLLOUTS = 1024
@@ -40,13 +48,19 @@ def add(commands: Any) -> None:
     parser.add_argument("--strategy", help="sample-n (for a prompt best-of-n), beam, dvts, ...")
     parser.add_argument("--n", type=number(1), default=64, help="paths a puzzle (64)")
     parser.add_argument("--puzzles", type=number(1), default=20, help="how many test puzzles (20)")
-    parser.add_argument("--size", type=int, choices=(3, 4, 5), default=4, help="of how many numbers (4)")
+    parser.add_argument(
+        "--size", type=int, choices=(3, 4, 5), default=4, help="of how many numbers (4)"
+    )
     parser.add_argument("--examples", type=number(0), default=0, help="solved examples before each")
     parser.add_argument("--temperature", type=number(0, float), default=1.0)
     parser.add_argument("--max-tokens", type=number(1), help="of a path")
-    parser.add_argument("--delimiter", help="text that ends a step, for strategies that search by steps")
+    parser.add_argument(
+        "--delimiter", help="text that ends a step, for strategies that search by steps"
+    )
     parser.add_argument("--seed", type=number(0), default=0)
-    parser.add_argument("--save", type=Path, metavar="RUN.json", help="keep every path, for pyttc show")
+    parser.add_argument(
+        "--save", type=Path, metavar="RUN.json", help="keep every path, for pyttc show"
+    )
     parser.add_argument("--json", action="store_true", help="print the results as JSON")
     add_budget(parser)
 
@@ -81,8 +95,8 @@ def run(args: argparse.Namespace) -> int:
             events = stream(
                 engine, work.prompts, work.strategy, limits, on_step=on_step, **work.options
             )
-            for found in events:
-                pass
+            for latest in events:
+                found = latest
     except KeyboardInterrupt:
         interrupted = True
     if not found:
@@ -112,10 +126,14 @@ def problems(args: argparse.Namespace) -> list[Problem]:
         return test_set(args.size, args.puzzles)
     numbers = [parse_number(part.strip()) for part in args.numbers[:1000].split(",")]
     if None in numbers or not 2 <= len(numbers) <= MAX_NUMBERS:
-        raise BadInput(f"numbers: got {args.numbers[:80]!r}, expected 2 to {MAX_NUMBERS}, as 23,45,67,12")
+        raise BadInput(
+            f"numbers: got {args.numbers[:80]!r}, expected 2 to {MAX_NUMBERS}, as 23,45,67,12"
+        )
     target = parse_number(args.target or "")
     if target is None:
-        raise BadInput(f"target: got {args.target!r:.80}, expected a whole number, as in 23,45,67,12 55")
+        raise BadInput(
+            f"target: got {args.target!r:.80}, expected a whole number, as in 23,45,67,12 55"
+        )
     return [Problem(tuple(n for n in numbers if n is not None), target)]
 
 

@@ -37,7 +37,9 @@ def show(report: dict[str, Any], out: TextIO) -> None:
 def sentences(report: dict[str, Any]) -> list[str]:
     tokens, seconds = report["tokens"], report["seconds"]
     how = f"{report['model']}, {report['strategy']}, {report['n']} paths each"
-    said = [f"{how}: {tokens:,} tokens in {seconds:.1f} s ({tokens / max(seconds, 1e-9):,.0f} a second)"]
+    said = [
+        f"{how}: {tokens:,} tokens in {seconds:.1f} s ({tokens / max(seconds, 1e-9):,.0f} a second)"
+    ]
     if "solved" in report:
         total = len(report["rows"])
         said.insert(

@@ -78,7 +78,9 @@ class Run:
         self._best_rank = np.full(count, -np.inf)
         self._node: dict[tuple[int, int], int] = {}  # of each path, the last step on record
         self._ended: set[tuple[int, int]] = set()
-        self._refused: dict[tuple[int, int], str] = {}  # paths that got no reply of the tool, and why
+        self._refused: dict[
+            tuple[int, int], str
+        ] = {}  # paths that got no reply of the tool, and why
 
     @property
     def cost(self) -> Any:
@@ -225,9 +227,7 @@ class Run:
 
     # --- how
 
-    def _decode(
-        self, paths: Paths, share: Ints, stops: list[str], options: dict[str, Any]
-    ) -> Ints:
+    def _decode(self, paths: Paths, share: Ints, stops: list[str], options: dict[str, Any]) -> Ints:
         """Decodes share[i] tokens at most of path i, on the bill; returns the new lengths."""
         tokens, flops = int(paths.new_lengths.sum()), self.cost.ran.flops
         limits = share.tolist()
