@@ -20,7 +20,6 @@ from typing import Any
 import torch
 
 IMPLS = ("reference", "native", "triton", "cuda")
-FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 # The library lives as long as the process: dropping it would unregister every op.
 library = torch.library.Library("pyttc", "DEF")
 
@@ -124,7 +123,8 @@ def register(
     """Defines torch.ops.pyttc.<name> from a schema whose last argument is `str? impl=None`.
 
     `check` and every implementation take the schema's arguments without `impl`; `fake` too, and
-    returns empty outputs. `check` runs first for every implementation, on real and fake tensors.
+    returns empty outputs. `check` runs first, on real and fake tensors; not before `native`, which
+    itself refuses whatever `check` would, before it writes anything, and runs `check` only to say why.
     """
     library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     full_name = schema.partition("(")[0]
@@ -134,7 +134,7 @@ def register(
     names = [argument.name for argument in arguments]
     in_place = [i for i, a in enumerate(arguments) if a.alias_info and a.alias_info.is_write]
     native = impls["native"].run if "native" in impls else None
-    grad_enabled, tensor_type, floats = torch.is_grad_enabled, torch.Tensor, FLOATS
+    grad_enabled, tensor_type = torch.is_grad_enabled, torch.Tensor
     increment_version = torch.autograd.graph.increment_version
     is_compiling, modes = torch.compiler.is_compiling, torch._C._len_torch_dispatch_stack
 
@@ -154,18 +154,26 @@ def register(
             if value is None and str(argument.type) == "Tensor":
                 raise TypeError(f"{argument.name}: got None, expected a tensor") from None
 
-    def kernel(*args: Any, impl: str | None = None, **kwargs: Any) -> Any:
-        if grad_enabled():
-            refuse_grad(args, kwargs)
+    def check_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         try:
             check(*args, **kwargs)
         except AttributeError:
             fail_none(args)
             raise
+
+    def kernel(*args: Any, impl: str | None = None, **kwargs: Any) -> Any:
+        if grad_enabled():
+            refuse_grad(args, kwargs)
         tensor = args[main]
-        if impl is None and native is not None and tensor.is_cpu and tensor.dtype in floats:
-            result = native(*args, **kwargs)
+        if impl is None and native is not None and tensor is not None and tensor.is_cpu:
+            try:
+                result = native(*args, **kwargs)
+            except Exception:  # `check` says what is wrong where native knows only that it is
+                check_call(args, kwargs)
+                op.choose(impl, tensor)
+                raise
         else:
+            check_call(args, kwargs)
             result = op.choose(impl, tensor).run(*args, **kwargs)
         if in_place:  # so that autograd notices when a tensor it saved was written
             increment_version([args[i] for i in in_place])
@@ -174,26 +182,26 @@ def register(
     def fake_kernel(*args: Any, impl: str | None = None, **kwargs: Any) -> Any:
         if grad_enabled():
             refuse_grad(args, kwargs)
-        try:
-            check(*args, **kwargs)
-        except AttributeError:
-            fail_none(args)
-            raise
+        check_call(args, kwargs)
         return fake(*args, **kwargs)
 
     def call(*args: Any, impl: str | None = None, **kwargs: Any) -> Any:
         """The op without torch's dispatcher (some 3 us) where nothing but the op would see the call:
-        eager, on plain CPU tensors, no dispatch mode active."""
+        eager, on plain CPU tensors, no dispatch mode active. What goes wrong there is said by the
+        dispatcher and `kernel`."""
         tensor = args[main]
-        eager = impl is None and not is_compiling() and not modes()
-        if eager and type(tensor) is tensor_type and tensor.is_cpu:
+        eager = impl is None and type(tensor) is tensor_type and tensor.is_cpu
+        if eager and native is not None and not is_compiling() and not modes():
+            if grad_enabled():
+                refuse_grad(args, kwargs)
             try:
-                return kernel(*args, **kwargs)
-            except ValueError:
-                raise
+                result = native(*args, **kwargs)
             except Exception:
-                eager = False  # an argument of a wrong type: the dispatcher says which
-        if tensor is None:  # or, where this was the only tensor, does not
+                return default(*args, **kwargs)
+            if in_place:
+                increment_version([args[i] for i in in_place])
+            return result
+        if tensor is None:  # the dispatcher would not say which, where this is the only tensor
             raise TypeError(f"{names[main]}: got None, expected a tensor")
         return default(*args, impl=impl, **kwargs)
 

@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "attention_tile.h"
-#include "tensor.h"
+#include "fits.h"
 
 namespace pyttc {
 
@@ -44,6 +44,10 @@ struct Attention {
   int64_t window = INT64_MAX;  // the last `window` tokens of a path are seen
   int threads;
 };
+
+inline void require_heads(int64_t heads, int64_t kv_heads, int64_t dim) {
+  require(kv_heads >= 1 && heads % kv_heads == 0 && dim % 8 == 0 && dim >= 16 && dim <= 256);
+}
 
 // Fills out and lse. `nodes` may come in any order; a cycle is an error before anything is written.
 void attention(const Attention& call);

@@ -9,6 +9,7 @@
 #include <emmintrin.h>
 #endif
 
+#include "fits.h"
 #include "ops.h"
 #include "overlap.h"
 #include "parallel.h"
@@ -97,12 +98,17 @@ void for_pages(const Pool (&pools)[2], int64_t count, int threads, F body) {
 
 void copy_pages(const Tensor& k_pages, const Tensor& v_pages, const Tensor& src_tensor,
                 const Tensor& dst_tensor, int threads) {
+  const int dims = k_pages.t.ndim;
+  require((dims == 4 || dims == 5) && v_pages.t.ndim == dims && on_cpu(k_pages) &&
+          on_cpu(v_pages) && same_shape(v_pages, k_pages, dims) && is_float(k_pages) &&
+          v_pages.dtype() == k_pages.dtype() && dense_last(k_pages) && dense_last(v_pages));
+  require(fits_index(src_tensor, {kAny}) && fits_index(dst_tensor, {src_tensor.size(0)}));
   const Extent k_pool(k_pages), v_pool(v_pages);
   require_single("k_pages", k_pool);
   require_single("v_pages", v_pool);
   require_apart("v_pages", v_pool, "k_pages", k_pool);
   const Indices src(src_tensor), dst(dst_tensor);
-  const int64_t n = src_tensor.size(0), pages = k_pages.size(k_pages.t.ndim - 4);
+  const int64_t n = src_tensor.size(0), pages = k_pages.size(dims - 4);
   const std::string below = " a page below " + std::to_string(pages);
   std::vector<bool> written(pages);
   for (int64_t i = 0; i < n; ++i) {

@@ -170,12 +170,20 @@ void scan_product(const Product& product, std::vector<Search>& searches, int thr
   });
 }
 
+void require_head(const Tensor& hidden, const Tensor& weight) {
+  require(has_shape(hidden, {kAny, kAny}) && has_shape(weight, {kAny, hidden.size(1)}));
+  require(is_float(hidden) && fits(hidden, hidden.dtype(), {kAny, kAny}) &&
+          fits(weight, hidden.dtype(), {kAny, kAny}) && hidden.size(1) >= 1 && weight.size(0) >= 1);
+}
+
 }  // namespace
 
 // hidden [B, H], weight [V, H]; logprobs, indices [B, k]; logsumexp, entropy [B]
 void lm_head_topk(const Tensor& hidden, const Tensor& weight, int64_t k, double temperature,
-                  const Tensor& logprobs, const Tensor& indices, const Tensor& logsumexp,
-                  const Tensor& entropy, int threads) {
+                  const Output& logprobs, const Output& indices, const Output& logsumexp,
+                  const Output& entropy, int threads) {
+  require_head(hidden, weight);
+  require_scoring(weight.size(0), k, temperature);
   const Product product(hidden, weight);
   const Scale scale = make_scale(temperature);
   std::vector<Search> searches(product.rows(), {scale, k, nullptr, {}});
@@ -193,10 +201,12 @@ void lm_head_topk(const Tensor& hidden, const Tensor& weight, int64_t k, double 
 void lm_head_topk_sample(const Tensor& hidden, const Tensor& weight, const Whole& seed,
                          const Tensor& path_ids, const Tensor& positions, const Reals& temperature,
                          const Whole& top_k, const Reals& top_p, const Reals& min_p,
-                         const OptionalTensor& mask, int64_t topk, const Tensor& tokens,
-                         const Tensor& logprobs, const Tensor& processed, const Tensor& kept_mass,
-                         const Tensor& entropy, const Tensor& valid, const Tensor& topk_logprobs,
-                         const Tensor& topk_indices, int threads) {
+                         const OptionalTensor& mask, int64_t topk, const Output& tokens,
+                         const Output& logprobs, const Output& processed, const Output& kept_mass,
+                         const Output& entropy, const Output& valid, const Output& topk_logprobs,
+                         const Output& topk_indices, int threads) {
+  require_head(hidden, weight);
+  require_drawing(hidden.size(0), weight.size(0), path_ids, positions, mask, topk);
   const SampleParameters parameters(seed, path_ids, positions, temperature, top_k, top_p, min_p,
                                     mask);
   const SampleOutputs out(tokens, logprobs, processed, kept_mass, entropy, valid, topk_logprobs,

@@ -1,5 +1,6 @@
 #include "merge_states.h"
 
+#include "fits.h"
 #include "isa.h"
 #include "ops.h"
 #include "parallel.h"
@@ -40,7 +41,14 @@ struct Rows {
 
 // out_a, out_b, out [..., D]; lse_a, lse_b, lse [...]
 void merge_states(const Tensor& out_a, const Tensor& lse_a, const Tensor& out_b,
-                  const Tensor& lse_b, const Tensor& out, const Tensor& lse, int threads) {
+                  const Tensor& lse_b, const Output& out, const Output& lse, int threads) {
+  const int dims = out_a.t.ndim - 1;
+  require(dims >= 0 && out_b.t.ndim == dims + 1 && lse_a.t.ndim == dims && lse_b.t.ndim == dims);
+  require(on_cpu(out_a) && on_cpu(out_b) && on_cpu(lse_a) && on_cpu(lse_b));
+  require(same_shape(out_b, out_a, dims + 1) && same_shape(lse_a, out_a, dims) &&
+          same_shape(lse_b, out_a, dims));
+  require(is_float(out_a) && out_b.dtype() == out_a.dtype() && lse_a.dtype() == DType::f32 &&
+          lse_b.dtype() == DType::f32 && dense_last(out_a) && dense_last(out_b));
   const MergeStates& kernels = pick(merge_states_generic, merge_states_avx2, merge_states_avx512);
   const MergeRow row = dispatch_float(out.dtype(), [&](auto t) {
     using T = decltype(t);
@@ -48,7 +56,6 @@ void merge_states(const Tensor& out_a, const Tensor& lse_a, const Tensor& out_b,
            : std::is_same_v<T, bf16> ? kernels.bf16
                                      : kernels.f16;
   });
-  const int dims = lse.t.ndim;
   const int64_t rows = lse.numel(), d = out.size(dims), width = out.dtype() == DType::f32 ? 4 : 2;
   const Rows a(out_a, dims), b(out_b, dims), result(out, dims), a_lse(lse_a, dims),
       b_lse(lse_b, dims);

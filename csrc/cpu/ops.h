@@ -10,47 +10,49 @@ void copy_pages(const Tensor& k_pages, const Tensor& v_pages, const Tensor& src,
                 int threads);
 
 void lm_head_topk(const Tensor& hidden, const Tensor& weight, int64_t k, double temperature,
-                  const Tensor& logprobs, const Tensor& indices, const Tensor& logsumexp,
-                  const Tensor& entropy, int threads);
+                  const Output& logprobs, const Output& indices, const Output& logsumexp,
+                  const Output& entropy, int threads);
 
 void lm_head_topk_sample(const Tensor& hidden, const Tensor& weight, const Whole& seed,
                          const Tensor& path_ids, const Tensor& positions, const Reals& temperature,
                          const Whole& top_k, const Reals& top_p, const Reals& min_p,
-                         const OptionalTensor& mask, int64_t topk, const Tensor& tokens,
-                         const Tensor& logprobs, const Tensor& processed, const Tensor& kept_mass,
-                         const Tensor& entropy, const Tensor& valid, const Tensor& topk_logprobs,
-                         const Tensor& topk_indices, int threads);
+                         const OptionalTensor& mask, int64_t topk, const Output& tokens,
+                         const Output& logprobs, const Output& processed, const Output& kept_mass,
+                         const Output& entropy, const Output& valid, const Output& topk_logprobs,
+                         const Output& topk_indices, int threads);
 
 void merge_states(const Tensor& out_a, const Tensor& lse_a, const Tensor& out_b,
-                  const Tensor& lse_b, const Tensor& out, const Tensor& lse, int threads);
+                  const Tensor& lse_b, const Output& out, const Output& lse, int threads);
 
 void prefix_tree_attention(const Tensor& q, const Tensor& k_pages, const Tensor& v_pages,
                            const Tensor& parents, const Tensor& page_offsets,
                            const Tensor& page_ids, const Tensor& lengths, const Tensor& leaves,
-                           double scale, int64_t window, double softcap, const Tensor& out,
-                           const Tensor& lse, int threads);
+                           std::optional<double> scale, std::optional<int64_t> window,
+                           std::optional<double> softcap, const Output& out, const Output& lse,
+                           int threads);
 
 void sample(const Tensor& logits, const Whole& seed, const Tensor& path_ids,
             const Tensor& positions, const Reals& temperature, const Whole& top_k,
             const Reals& top_p, const Reals& min_p, const OptionalTensor& mask, int64_t topk,
-            const Tensor& tokens, const Tensor& logprobs, const Tensor& processed,
-            const Tensor& kept_mass, const Tensor& entropy, const Tensor& valid,
-            const Tensor& topk_logprobs, const Tensor& topk_indices, int threads);
+            const Output& tokens, const Output& logprobs, const Output& processed,
+            const Output& kept_mass, const Output& entropy, const Output& valid,
+            const Output& topk_logprobs, const Output& topk_indices, int threads);
 
 void select_beams(const Tensor& scores, const Tensor& logprobs, const Tensor& tokens,
                   const Tensor& groups, int64_t width, const OptionalTensor& bonus,
-                  const OptionalTensor& length, double length_penalty, const Tensor& parents,
-                  const Tensor& best_tokens, const Tensor& best_scores, int threads);
+                  const OptionalTensor& length, double length_penalty, const Output& parents,
+                  const Output& best_tokens, const Output& best_scores, int threads);
 
 void shared_prefix_attention(const Tensor& q, const Tensor& k_prefix, const Tensor& v_prefix,
                              const Tensor& k_suffix, const Tensor& v_suffix,
                              const Tensor& suffix_lens, const OptionalTensor& prefix_lens,
-                             double scale, const Tensor& out, const Tensor& lse, int threads);
+                             std::optional<double> scale, const Output& out, const Output& lse,
+                             int threads);
 
 void store_kv(const Tensor& k, const Tensor& v, const Tensor& k_pages, const Tensor& v_pages,
               const Tensor& slots, int threads);
 
-void topk_score(const Tensor& logits, int64_t k, double temperature, const Tensor& logprobs,
-                const Tensor& indices, const Tensor& logsumexp, const Tensor& entropy, int threads);
+void topk_score(const Tensor& logits, int64_t k, double temperature, const Output& logprobs,
+                const Output& indices, const Output& logsumexp, const Output& entropy, int threads);
 
 }  // namespace pyttc

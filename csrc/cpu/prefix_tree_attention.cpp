@@ -1,3 +1,5 @@
+#include <cmath>
+
 #include "attention.h"
 #include "ops.h"
 
@@ -6,13 +8,27 @@ namespace pyttc {
 void prefix_tree_attention(const Tensor& q, const Tensor& k, const Tensor& v,
                            const Tensor& parents_tensor, const Tensor& page_offsets,
                            const Tensor& ids, const Tensor& node_lengths,
-                           const Tensor& leaves_tensor, double scale, int64_t window,
-                           double softcap, const Tensor& out, const Tensor& lse, int threads) {
+                           const Tensor& leaves_tensor, std::optional<double> scale,
+                           std::optional<int64_t> window, std::optional<double> softcap,
+                           const Output& out, const Output& lse, int threads) {
+  require(has_shape(q, {kAny, kAny, kAny}) && has_shape(k, {kAny, kAny, kAny, kAny}) &&
+          has_shape(node_lengths, {kAny}));
+  const DType dtype = q.dtype();
+  const int64_t paths = q.size(0), heads = q.size(1), d = q.size(2), nodes = node_lengths.size(0);
+  const int64_t pool = k.size(0), page_size = k.size(1), kv_heads = k.size(2);
+  require_heads(heads, kv_heads, d);
+  require(is_float(q) && fits(q, dtype, {paths, heads, d}) &&
+          fits(k, dtype, {pool, page_size, kv_heads, d}) &&
+          fits(v, dtype, {pool, page_size, kv_heads, d}) && page_size >= 1 && page_size <= 256);
+  require(fits_index(node_lengths, {nodes}) && fits_index(parents_tensor, {nodes}) &&
+          fits_index(page_offsets, {nodes + 1}) && fits_index(ids, {kAny}) &&
+          fits_index(leaves_tensor, {paths}));
+  require(std::isfinite(scale.value_or(1)) && window.value_or(1) >= 1 &&
+          std::isfinite(softcap.value_or(1)) && softcap.value_or(1) > 0);
   const Indices parents{parents_tensor}, offsets{page_offsets}, lengths{node_lengths},
       leaves{leaves_tensor};
-  const int64_t nodes = node_lengths.size(0), paths = q.size(0), pool = k.size(0);
-  const int64_t page_size = k.size(1), listed = ids.size(0);
-  const int64_t width = q.dtype() == DType::f32 ? 4 : 2;
+  const int64_t listed = ids.size(0);
+  const int64_t width = dtype == DType::f32 ? 4 : 2;
 
   KvLayout layout;
   layout.k_page = k.stride(0) * width;
@@ -51,11 +67,11 @@ void prefix_tree_attention(const Tensor& q, const Tensor& k, const Tensor& v,
       fail("leaves", i, call.leaves[i],
            "a node, 0 to " + std::to_string(nodes - 1) + ", or -1 for an empty path");
   }
-  call.dtype = q.dtype();
+  call.dtype = dtype;
   call.paths = paths;
-  call.heads = q.size(1);
-  call.kv_heads = k.size(2);
-  call.dim = q.size(2);
+  call.heads = heads;
+  call.kv_heads = kv_heads;
+  call.dim = d;
   call.q = q.data<char>();
   call.inner = 1;
   call.q_outer = q.stride(0) * width;
@@ -63,9 +79,9 @@ void prefix_tree_attention(const Tensor& q, const Tensor& k, const Tensor& v,
   call.q_head = q.stride(1) * width;
   call.out = out.data<char>();
   call.lse = lse.data<float>();
-  call.scale = static_cast<float>(scale);
-  call.window = window;
-  call.softcap = static_cast<float>(softcap);
+  call.scale = static_cast<float>(scale.value_or(1 / std::sqrt(d)));
+  call.window = window.value_or(INT64_MAX);
+  call.softcap = static_cast<float>(softcap.value_or(0));
   call.threads = threads;
   attention(call);
 }

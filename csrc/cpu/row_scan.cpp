@@ -53,9 +53,8 @@ void begin_scan(RowScan& s, const Scale& scale, int64_t k, uint64_t* keys, Block
 
 void set_reference(RowScan& s, float largest) {
   s.wide = false;
-  if (!std::isfinite(
-          largest)) {  // nothing to measure by yet: the next block will exceed the ceiling
-    s.neg_ref = 0;
+  if (!std::isfinite(largest)) {  // nothing to measure by yet: any other value is above the ceiling
+    s.neg_ref = -kFloorBits;
     s.floor = 0;
     s.ceiling = -INFINITY;
     return;
@@ -65,7 +64,7 @@ void set_reference(RowScan& s, float largest) {
   if (s.wide) return;
   s.neg_ref = static_cast<float>(-ref);
   s.floor = reference_floor(s.scale, ref);
-  s.ceiling = static_cast<float>(std::min((ref + 1) / s.scale.c, 3.4028234663852886e38));
+  s.ceiling = static_cast<float>(std::min((ref + 4) / s.scale.c, 3.4028234663852886e38));
 }
 
 void wide_block(const float* x, int64_t block, RowScan& s) {

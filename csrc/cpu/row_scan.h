@@ -51,7 +51,7 @@ bool is_wide(const Scale& scale, double z);
 
 struct RowScan {
   Scale scale;
-  // The segment's reference, and the values at 2^-120 and 2^1 of it: below, weights are 0; above,
+  // The segment's reference, and the values at 2^-120 and 2^4 of it: below, weights are 0; above,
   // it moves.
   float neg_ref, floor, ceiling;
   bool wide, invalid;

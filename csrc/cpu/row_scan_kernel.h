@@ -106,9 +106,9 @@ inline float largest_of(const T* x) {
   return hmax(m);
 }
 
-// Sums of one pass over a block with the reference as it is; returns the block's largest value.
+// Sums of one pass over a block with the reference as it is; returns the largest values.
 template <class T>
-inline float sum_block(const T* x, const RowScan& s, BlockStat& stat) {
+inline vf sum_block(const T* x, const RowScan& s, BlockStat& stat) {
   const Reference r(s.scale, s.neg_ref, s.floor);
   vf largest = set1(-kInf);
   stat.sum = stat.moment = 0;
@@ -129,37 +129,37 @@ inline float sum_block(const T* x, const RowScan& s, BlockStat& stat) {
     stat.sum += lane_sum((sum[0] + sum[1]) + (sum[2] + sum[3]));
     stat.moment += lane_sum((moment[0] + moment[1]) + (moment[2] + moment[3]));
   }
-  return hmax(largest);
+  return largest;
 }
+
+constexpr double kNothing = 0x1p-111;  // the sum of a block of weights 2^-120 is below
 
 template <class T>
 inline void scan_full_block(const T* x, int64_t block, RowScan& s) {
   BlockStat& stat = s.blocks[block];
   if (block % kSegmentBlocks == 0) set_reference(s, largest_of(x));
-  float largest = 0;
   if (!s.wide) {
-    largest = sum_block(x, s, stat);
-    if (largest > s.ceiling && largest < kInf) {
-      set_reference(s, largest);
+    vf largest = sum_block(x, s, stat);
+    if (bits(largest > set1(s.ceiling)) && hmax(largest) < kInf) {
+      set_reference(s, hmax(largest));
       if (!s.wide) largest = sum_block(x, s, stat);
     }
-  }
-  if (s.wide) {
-    float buffer[kBlock];
-    for (int i = 0; i < kBlock; i += W) store(buffer + i, load(x + i));
-    wide_block(buffer, block, s);
-    largest = largest_of(x);
-  } else {
-    stat.ref = -s.neg_ref;
-    stat.wide = false;
-    if (largest == kInf || stat.sum != stat.sum) {
-      s.invalid = true;
-      stat.sum = stat.moment = 0;
-    } else if (largest < s.floor) {
-      stat.sum = stat.moment = 0;
+    if (!s.wide) {
+      stat.ref = -s.neg_ref;
+      stat.wide = false;
+      // NaN or +inf, which make the sum one of the two; or nothing at or above the floor
+      if (!(stat.sum > kNothing && stat.sum < kInf)) {
+        s.invalid |= !(stat.sum < kInf);
+        if (!bits(largest >= set1(s.floor))) stat.sum = stat.moment = 0;
+      }
+      if (s.k && bits(largest > set1(s.threshold))) collect(x, block * kBlock, s);
+      return;
     }
   }
-  if (largest > s.threshold && s.k) collect(x, block * kBlock, s);
+  float buffer[kBlock];
+  for (int i = 0; i < kBlock; i += W) store(buffer + i, load(x + i));
+  wide_block(buffer, block, s);
+  if (s.k && largest_of(x) > s.threshold) collect(x, block * kBlock, s);
 }
 
 // Block `block` of a row: n <= 256 columns at x. Call with blocks of a segment in ascending order,

@@ -1,15 +1,26 @@
 // What topk_score and sample share around a scan: a whole row on any number of threads, and the
 // top-k outputs.
 #pragma once
+#include <cmath>
 #include <vector>
 
+#include "fits.h"
 #include "parallel.h"
 #include "row_scan.h"
-#include "tensor.h"
 
 namespace pyttc {
 
 constexpr double kLn2 = 0.69314718055994530942;
+
+constexpr int64_t kMostBest = 1024;  // the largest k
+
+inline void require_logits(const Tensor& logits) {
+  require(has_shape(logits, {kAny, kAny}) && logits.size(1) >= 1);
+  require(is_float(logits) && on_cpu(logits) && dense_last(logits));
+}
+inline void require_scoring(int64_t v, int64_t k, double temperature) {
+  require(k >= 1 && k <= kMostBest && k <= v && temperature > 0 && temperature < INFINITY);
+}
 
 const RowScanKernels& row_scan_kernels(DType dtype);
 

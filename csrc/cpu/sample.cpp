@@ -49,14 +49,15 @@ SampleParameters::SampleParameters(const Whole& seed, const Tensor& path_ids,
       mask_stride(mask ? mask->stride(0) : 0) {}
 
 void SampleParameters::check(int64_t rows) const {
-  for (int64_t i = 0; i < rows; ++i) {
+  require(seed.serves(rows) && temperature.serves(rows) && top_k.serves(rows) &&
+          top_p.serves(rows) && min_p.serves(rows));
+  for (int64_t i = 0; i < (numbers() ? 1 : rows); ++i) {
     const int64_t key = seed.at(i);
     const double t = temperature.at(i), p = top_p.at(i), m = min_p.at(i);
     if (key < 0) fail("seed", i, key, "0 <= seed < 2**63");
     if (!(t >= 0 && t < INFINITY)) fail_real("temperature", i, t, "a finite number >= 0");
     if (!(p >= 0 && p <= 1)) fail_real("top_p", i, p, "0 <= top_p <= 1");
     if (!(m >= 0 && m <= 1)) fail_real("min_p", i, m, "0 <= min_p <= 1");
-    if (numbers()) return;
   }
 }
 
@@ -144,9 +145,11 @@ void finish_sample(const Row& row, const ScannedRow& raw, const ScannedRow* mask
 void sample(const Tensor& logits, const Whole& seed, const Tensor& path_ids,
             const Tensor& positions, const Reals& temperature, const Whole& top_k,
             const Reals& top_p, const Reals& min_p, const OptionalTensor& mask, int64_t topk,
-            const Tensor& tokens, const Tensor& logprobs, const Tensor& processed,
-            const Tensor& kept_mass, const Tensor& entropy, const Tensor& valid,
-            const Tensor& topk_logprobs, const Tensor& topk_indices, int threads) {
+            const Output& tokens, const Output& logprobs, const Output& processed,
+            const Output& kept_mass, const Output& entropy, const Output& valid,
+            const Output& topk_logprobs, const Output& topk_indices, int threads) {
+  require_logits(logits);
+  require_drawing(logits.size(0), logits.size(1), path_ids, positions, mask, topk);
   const SampleParameters parameters(seed, path_ids, positions, temperature, top_k, top_p, min_p,
                                     mask);
   const SampleOutputs out(tokens, logprobs, processed, kept_mass, entropy, valid, topk_logprobs,

@@ -6,6 +6,13 @@
 
 namespace pyttc {
 
+inline void require_drawing(int64_t rows, int64_t v, const Tensor& path_ids,
+                            const Tensor& positions, const OptionalTensor& mask, int64_t topk) {
+  require(fits_index(path_ids, {rows}) && fits_index(positions, {rows}) && topk >= 0 &&
+          topk <= kMostBest && topk <= v);
+  require(!mask || fits(*mask, DType::i32, {rows, (v + 31) / 32}));
+}
+
 struct SampleParameters {
   std::vector<uint32_t> path_ids, positions;
   Whole seed, top_k;

@@ -7,6 +7,7 @@
 #include <cmath>
 #include <vector>
 
+#include "fits.h"
 #include "ops.h"
 #include "parallel.h"
 
@@ -89,12 +90,21 @@ struct Item {
 // parents, best_tokens, best_scores [G, width]
 void select_beams(const Tensor& scores, const Tensor& logprobs, const Tensor& tokens,
                   const Tensor& groups_tensor, int64_t width, const OptionalTensor& bonus_tensor,
-                  const OptionalTensor& length_tensor, double length_penalty, const Tensor& parents,
-                  const Tensor& best_tokens, const Tensor& best_scores, int threads) {
+                  const OptionalTensor& length_tensor, double length_penalty, const Output& parents,
+                  const Output& best_tokens, const Output& best_scores, int threads) {
+  require(has_shape(scores, {kAny}) && has_shape(logprobs, {scores.size(0), kAny}));
+  const int64_t rows = scores.size(0), k = logprobs.size(1), groups = parents.size(0);
+  require(on_cpu(scores) && scores.dtype() == DType::f32 && fits(logprobs, DType::f32, {rows, k}) &&
+          fits_index(tokens, {rows, k}) && dense_last(tokens) &&
+          fits_index(groups_tensor, {rows}) && width >= 1);
+  require(!bonus_tensor || fits(*bonus_tensor, DType::f32, {rows, k}) ||
+          (has_shape(*bonus_tensor, {rows}) && on_cpu(*bonus_tensor) &&
+           bonus_tensor->dtype() == DType::f32));
+  require(!length_tensor || fits_index(*length_tensor, {rows}));
+  require(std::isfinite(length_penalty) && (length_penalty == 0 || length_tensor));
   const bool has_bonus = bonus_tensor.has_value(), has_length = length_tensor.has_value();
   const Tensor &bonus = has_bonus ? *bonus_tensor : scores,
                &length = has_length ? *length_tensor : groups_tensor;
-  const int64_t rows = scores.size(0), k = logprobs.size(1), groups = parents.size(0);
   const Indices group(groups_tensor), lengths(length), token(tokens);
   const bool divide = has_length && length_penalty != 0.0, each = has_bonus && bonus.t.ndim == 2;
 

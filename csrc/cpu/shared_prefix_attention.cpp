@@ -1,3 +1,5 @@
+#include <cmath>
+
 #include "attention.h"
 #include "ops.h"
 
@@ -21,13 +23,26 @@ KvLayout layout_of(const Tensor& k, const Tensor& v, int64_t width) {
 void shared_prefix_attention(const Tensor& q, const Tensor& k_prefix, const Tensor& v_prefix,
                              const Tensor& k_suffix, const Tensor& v_suffix,
                              const Tensor& suffix_lens_tensor,
-                             const OptionalTensor& prefix_lens_tensor, double scale,
-                             const Tensor& out, const Tensor& lse, int threads) {
+                             const OptionalTensor& prefix_lens_tensor, std::optional<double> scale,
+                             const Output& out, const Output& lse, int threads) {
+  require(has_shape(q, {kAny, kAny, kAny, kAny}) && has_shape(k_prefix, {kAny, kAny, kAny, kAny}) &&
+          has_shape(k_suffix, {kAny, kAny, kAny, kAny, kAny}));
+  const DType dtype = q.dtype();
+  const int64_t groups = q.size(0), paths = q.size(1), heads = q.size(2), d = q.size(3);
+  const int64_t p = k_prefix.size(1), s = k_suffix.size(2), kv_heads = k_prefix.size(2);
+  require_heads(heads, kv_heads, d);
+  require(is_float(q) && fits(q, dtype, {groups, paths, heads, d}) &&
+          fits(k_prefix, dtype, {groups, p, kv_heads, d}) &&
+          fits(v_prefix, dtype, {groups, p, kv_heads, d}) &&
+          fits(k_suffix, dtype, {groups, paths, s, kv_heads, d}) &&
+          fits(v_suffix, dtype, {groups, paths, s, kv_heads, d}) &&
+          fits_index(suffix_lens_tensor, {groups, paths}) &&
+          (!prefix_lens_tensor || fits_index(*prefix_lens_tensor, {groups})) &&
+          std::isfinite(scale.value_or(1)));
   const Indices suffix_lens{suffix_lens_tensor};
   const bool ragged = prefix_lens_tensor.has_value();
   const Indices prefix_lens = ragged ? Indices(*prefix_lens_tensor) : Indices();
-  const int64_t groups = q.size(0), paths = q.size(1), p = k_prefix.size(1), s = k_suffix.size(2);
-  const int64_t width = q.dtype() == DType::f32 ? 4 : 2;
+  const int64_t width = dtype == DType::f32 ? 4 : 2;
 
   const KvLayout prefix = layout_of(k_prefix, v_prefix, width);
   const KvLayout suffix = layout_of(k_suffix, v_suffix, width);
@@ -52,11 +67,11 @@ void shared_prefix_attention(const Tensor& q, const Tensor& k_prefix, const Tens
                             v_suffix.data<char>() + v * width, 0, &suffix});
     }
   }
-  call.dtype = q.dtype();
+  call.dtype = dtype;
   call.paths = groups * paths;
-  call.heads = q.size(2);
-  call.kv_heads = k_prefix.size(2);
-  call.dim = q.size(3);
+  call.heads = heads;
+  call.kv_heads = kv_heads;
+  call.dim = d;
   call.q = q.data<char>();
   call.inner = paths;
   call.q_outer = q.stride(0) * width;
@@ -64,7 +79,7 @@ void shared_prefix_attention(const Tensor& q, const Tensor& k_prefix, const Tens
   call.q_head = q.stride(2) * width;
   call.out = out.data<char>();
   call.lse = lse.data<float>();
-  call.scale = static_cast<float>(scale);
+  call.scale = static_cast<float>(scale.value_or(1 / std::sqrt(d)));
   call.threads = threads;
   attention(call);
 }

@@ -3,6 +3,7 @@
 // wins.
 #include <cstring>
 
+#include "fits.h"
 #include "ops.h"
 #include "overlap.h"
 #include "parallel.h"
@@ -45,6 +46,13 @@ struct RowCopy {
 
 void store_kv(const Tensor& k, const Tensor& v, const Tensor& k_pages, const Tensor& v_pages,
               const Tensor& slots, int threads) {
+  require(has_shape(k, {kAny, kAny, kAny}) && has_shape(k_pages, {kAny, kAny, kAny, kAny}));
+  const DType dtype = k.dtype();
+  const int64_t n = k.size(0), heads = k.size(1), d = k.size(2);
+  const int64_t pages = k_pages.size(0), page_size = k_pages.size(1);
+  require(is_float(k) && fits(k, dtype, {n, heads, d}) && fits(v, dtype, {n, heads, d}) &&
+          fits(k_pages, dtype, {pages, page_size, heads, d}) &&
+          fits(v_pages, dtype, {pages, page_size, heads, d}) && fits_index(slots, {n}));
   const Extent k_extent(k), v_extent(v), k_pool(k_pages), v_pool(v_pages);
   require_single("k_pages", k_pool);
   require_single("v_pages", v_pool);
@@ -54,8 +62,7 @@ void store_kv(const Tensor& k, const Tensor& v, const Tensor& k_pages, const Ten
     require_apart("v", v_extent, name, *pool);
   }
   const Indices slot(slots);
-  const int64_t n = slots.size(0), page_size = k_pages.size(1);
-  const int64_t end = k_pages.size(0) * page_size;
+  const int64_t end = pages * page_size;
   for (int64_t i = 0; i < n; ++i)
     if (slot.at(i) < -1 || slot.at(i) >= end)
       fail("slots", i, slot.at(i), "-1 or a slot below pages * page_size = " + std::to_string(end));

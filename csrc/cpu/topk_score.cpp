@@ -4,9 +4,11 @@
 
 namespace pyttc {
 // logits [B, V]; logprobs, indices [B, k]; logsumexp, entropy [B]
-void topk_score(const Tensor& logits, int64_t k, double temperature, const Tensor& logprobs,
-                const Tensor& indices, const Tensor& logsumexp, const Tensor& entropy,
+void topk_score(const Tensor& logits, int64_t k, double temperature, const Output& logprobs,
+                const Output& indices, const Output& logsumexp, const Output& entropy,
                 int threads) {
+  require_logits(logits);
+  require_scoring(logits.size(1), k, temperature);
   const DType dtype = logits.dtype();
   const int64_t width = dtype == DType::f32 ? 4 : 2;
   const Scale scale = make_scale(temperature);

@@ -28,12 +28,30 @@ inline void bind_torch(pybind11::object tensor_type) {
 }  // namespace pyttc
 
 template <>
-struct pybind11::detail::type_caster<pyttc::Tensor> {
-  PYBIND11_TYPE_CASTER(pyttc::Tensor, const_name("torch.Tensor"));
+struct pybind11::detail::type_caster<pyttc::Output> {
+  PYBIND11_TYPE_CASTER(pyttc::Output, const_name("torch.Tensor"));
   bool load(handle source, bool) {
     if (source.is_none()) return false;
     if (pyttc::exchange_api()->tensor_from_py_object(source.ptr(), &value.t))
       throw error_already_set();
+    return true;
+  }
+};
+
+template <>
+struct pybind11::detail::type_caster<pyttc::Tensor> {
+  PYBIND11_TYPE_CASTER(pyttc::Tensor, const_name("torch.Tensor"));
+  bool load(handle source, bool convert) {
+    make_caster<pyttc::Output> any;
+    if (!any.load(source, convert)) return false;
+    value = cast_op<pyttc::Output&>(any);
+    // A view that is negated when it is read (as of a conjugate's imaginary part): torch's
+    // dispatcher materialises it first.
+    static PyObject* const is_neg = PyUnicode_InternFromString("is_neg");
+    const object negated =
+        reinterpret_steal<object>(PyObject_CallMethodNoArgs(source.ptr(), is_neg));
+    if (!negated) throw error_already_set();
+    if (negated.ptr() != Py_False) throw std::runtime_error("a negated view");
     return true;
   }
 };

@@ -50,6 +50,9 @@ struct Tensor {
   }
 };
 
+// One that the caller has just allocated.
+struct Output : Tensor {};
+
 using OptionalTensor = std::optional<Tensor>;
 
 // An int32 or int64 tensor of any rank up to 2, read element by element as 64 bits.

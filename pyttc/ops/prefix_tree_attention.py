@@ -285,9 +285,9 @@ def native(
         page_ids,
         lengths,
         leaves,
-        d**-0.5 if scale is None else scale,
-        NO_WINDOW if window is None else window,
-        0.0 if softcap is None else softcap,
+        scale,
+        window,
+        softcap,
         out,
         lse,
         torch.get_num_threads(),
@@ -295,7 +295,6 @@ def native(
     return out, lse
 
 
-NO_WINDOW = 2**63 - 1
 ON_GPU = ("triton", "cuda")
 _op = register(
     "prefix_tree_attention(Tensor q, Tensor k_pages, Tensor v_pages, Tensor parents, "

@@ -241,7 +241,7 @@ def check_rows(logits: torch.Tensor, *parameters: Any) -> None:
 
 def outputs(logits: torch.Tensor, topk: int, stats: torch.dtype) -> tuple[torch.Tensor, ...]:
     rows, new, like = logits.shape[0], logits.new_empty, torch.empty_like
-    numbers, best = new(rows, dtype=stats), new((rows, topk), dtype=stats)
+    numbers, best = new(rows, dtype=stats), new(rows, topk, dtype=stats)
     return (
         new(rows, dtype=torch.int64),
         numbers,

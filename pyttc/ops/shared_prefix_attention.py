@@ -219,7 +219,7 @@ def native(
         v_suffix,
         suffix_lens,
         prefix_lens,
-        d**-0.5 if scale is None else scale,
+        scale,
         out,
         lse,
         torch.get_num_threads(),

@@ -86,12 +86,13 @@ def check_numbers(columns: int, k: int, temperature: float = 1.0) -> None:
 def outputs(
     logits: torch.Tensor, k: int, stats: torch.dtype
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    rows = logits.shape[0]
+    rows, new = logits.shape[0], logits.new_empty
+    logsumexp = new(rows, dtype=stats)
     return (
-        logits.new_empty((rows, k), dtype=stats),
-        logits.new_empty((rows, k), dtype=torch.int64),
-        logits.new_empty(rows, dtype=stats),
-        logits.new_empty(rows, dtype=stats),
+        new(rows, k, dtype=stats),
+        new(rows, k, dtype=torch.int64),
+        logsumexp,
+        torch.empty_like(logsumexp),
     )
 
 

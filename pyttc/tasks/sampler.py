@@ -78,6 +78,7 @@ def _sample(
     alive = torch.arange(len(problems))
     for place in range(max_length - 1):
         logits = model.logits(model(tokens[alive, place : place + 1], cache))[:, 0]
+        logits[:, IDS[PAD]] = -torch.inf  # no text holds it
         if temperature > 0:
             noise = torch.empty_like(logits).exponential_(generator=generator)
             chosen = (logits / temperature - noise.log()).argmax(-1)

@@ -150,7 +150,8 @@ def train(options: argparse.Namespace) -> None:
         seconds = float(state.pop("seconds"))
         optimizer.load(state)
     with log.open("a") as file:
-        file.write(json.dumps({"start": step, **vars(options), "torch": torch.__version__}) + "\n")
+        how = {name: value for name, value in vars(options).items() if name not in ("out", "cache")}
+        file.write(json.dumps({"start": step, **how, "torch": torch.__version__}) + "\n")
     losses = torch.compile(losses_of, dynamic=False) if options.compile else losses_of
 
     workers = ProcessPoolExecutor(1, mp_context=get_context("spawn"))
