@@ -268,10 +268,13 @@ class Run:
         return self._decoded([tokens.tolist() for tokens in written])
 
     def _decoded(self, ids: list[list[int]]) -> list[str]:
-        if not ids:
+        """The text of each list of tokens; equal ones are decoded once."""
+        distinct = list(dict.fromkeys(map(tuple, ids)))
+        if not distinct:
             return []
-        texts: list[str] = self.engine.tokenizer.batch_decode(ids, skip_special_tokens=True)
-        return texts
+        texts = self.engine.tokenizer.batch_decode(distinct, skip_special_tokens=True)
+        known = dict(zip(distinct, texts, strict=True))
+        return [known[tuple(one)] for one in ids]
 
     def _ids(self, texts: Sequence[str]) -> list[list[int]]:
         """The tokens of each text; equal ones are encoded once."""
