@@ -16,8 +16,9 @@ import pytest
 import torch
 
 import pyttc
-from benchmarks import table
+from benchmarks import countdown, table
 from pyttc import _C, cli
+from pyttc.commands.info import information
 from pyttc.dispatch import IMPLS, ops
 
 ROOT = Path(__file__).parent.parent
@@ -64,7 +65,7 @@ def test_native_functions_refuse_other_arguments() -> None:
 def test_info_covers_every_op(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["info", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found == cli.information()
+    assert found == information()
     assert found["versions"]["torch"] == torch.__version__
     assert found["cpu"]["isa"] in ("generic", "avx2", "avx512", "amx")
     assert set(found["ops"]) == set(ops)
@@ -77,7 +78,7 @@ def test_info_covers_every_op(capsys: pytest.CaptureFixture[str]) -> None:
 def test_info_gives_every_reason(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["info"]) == 0
     said = capsys.readouterr().out
-    for name, impls in cli.information()["ops"].items():
+    for name, impls in information()["ops"].items():
         assert re.search(rf"^{name} ", said, re.M)
         for why in impls.values():
             assert why is None or why in said
@@ -122,6 +123,10 @@ def test_readme_code_runs() -> None:
 def test_readme_table_is_what_the_rows_say() -> None:
     assert table.rewritten(README) == README
     assert table.page() == (ROOT / "docs" / "benchmarks.md").read_text()
+
+
+def test_readme_says_of_countdown_what_the_curve_says() -> None:
+    assert countdown.rewritten(README) == README
 
 
 def test_ci_runs_the_readme_command() -> None:
