@@ -71,11 +71,13 @@ class Beam:
 
 
 def repeated(run: Run, paths: Paths) -> Ints:
-    """The rows of paths that wrote the same text as an earlier row of their prompt."""
-    seen: set[tuple[int, str]] = set()
+    """The rows of paths whose last step says the same as that of an earlier row with the same steps
+    before it."""
+    seen: set[tuple[int, int, str]] = set()
     again = []
-    for row, node in enumerate(run.nodes(paths)):
-        key = int(paths.prompt[row]), run.tree.text(node)
+    for row, index in enumerate(run.nodes(paths)):
+        node = run.tree.nodes[index]
+        key = node.prompt, node.parent, node.text
         if key in seen:
             again.append(row)
         seen.add(key)

@@ -369,13 +369,15 @@ class Run:
         after, keys = paths.new_lengths, self.keys(paths)
         rows = np.flatnonzero(after > before).tolist()
         tokens, logprobs = paths.tokens.numpy(), paths.logprobs.numpy()
-        spans = [slice(int(before[row]), int(after[row])) for row in rows]
-        ids = [tokens[row, span].tolist() for row, span in zip(rows, spans, strict=True)]
-        for row, span, one, text in zip(rows, spans, ids, self._decoded(ids), strict=True):
+        column = np.arange(logprobs.shape[1])
+        counted = (column >= before[:, None]) & (column < after[:, None]) & ~np.isnan(logprobs)
+        # rounded, so that the width of the table does not show
+        sums = np.where(counted, logprobs, 0).sum(1, dtype=np.float64).astype(np.float32).tolist()
+        ids = [tokens[row, before[row] : after[row]].tolist() for row in rows]
+        for row, one, text in zip(rows, ids, self._decoded(ids), strict=True):
             (prompt, path), parent = keys[row], self._node.get(keys[row], -1)
-            logprob = float(np.nansum(logprobs[row, span]))
             self._node[keys[row]] = len(self.tree.nodes)
-            self.tree.nodes.append(Node(parent, prompt, path, text, one, logprob))
+            self.tree.nodes.append(Node(parent, prompt, path, text, one, sums[row]))
 
     def _close(self, key: tuple[int, int], node: int, end: str) -> None:
         self._ended.add(key)
