@@ -272,8 +272,6 @@ def test_bookkeeping_is_a_small_part(monkeypatch):
     folder = model_path(model_names()[0]) if model_names() else Path("none")
     if not folder.exists() or (folder / "model.safetensors").stat().st_size < 2e6:
         pytest.skip("needs a model of at least a million weights")
-    gc.collect()
-    gc.freeze()  # a sweep over all that was ever imported would count as bookkeeping
     engine = pyttc.Engine.from_pretrained(folder)
     options, clock = countdown.options(), Stopwatch()
     for name in ("decode", "append", "fork", "select", "score"):
@@ -286,6 +284,8 @@ def test_bookkeeping_is_a_small_part(monkeypatch):
     means = Means(countdown.reward_head(folder), countdown.claimed_number, countdown.again)
     shares, before = {}, torch.get_num_threads()
     torch.set_num_threads(1)
+    gc.collect()
+    gc.freeze()  # a sweep over all that was ever imported would count as bookkeeping
     for name in ("sample-n", "best-of-n", "beam", "dvts", "rebase", "particle-filter", "majority"):
         clock.spent, start = 0.0, time.thread_time()
         strategy = named(name, 64, means)
