@@ -16,6 +16,7 @@ class TreeBuilder:
         self.cache, self.device = cache, device
         self._structure = -1
         self._parents = self._counts = self._page_ids = np.empty(0, np.int64)
+        self._last: PrefixTree | None = None  # of `steps`
 
     def _refresh(self) -> None:
         cache = self.cache
@@ -35,7 +36,11 @@ class TreeBuilder:
         """
         self._refresh()
         parts = self._parents, self._counts, self._page_ids, self.cache.length
-        return self._tree(*parts, leaves, padding)
+        tree = self._tree(*parts, leaves, padding)
+        if self._last is not None:
+            tree.follow(self._last)
+        self._last = tree
+        return tree
 
     def runs(self, leaves: Ints, positions: Ints, padding: int) -> tuple[PrefixTree, Ints]:
         """The tree for rows at any `positions` of paths, and the rows' slots in the pool.
@@ -91,6 +96,8 @@ class TreeBuilder:
         leaves = np.concatenate([leaves, np.full(padding, -1)])
         packed = (parents, offsets, page_ids, lengths, leaves)
         sizes = [part.size for part in packed]
-        tensors = torch.from_numpy(np.concatenate(packed)).to(self.device)
-        up, starts, ids, tokens, ends = tensors.split_with_sizes(sizes)
-        return PrefixTree.from_tensors(up, starts, ids, tokens, ends, self.cache.page_size)
+        host = torch.from_numpy(np.concatenate(packed))
+        there = host.to(self.device, non_blocking=True)  # of pageable memory: read at once
+        up, starts, ids, tokens, ends = there.split_with_sizes(sizes)
+        on_host = host.split_with_sizes(sizes)
+        return PrefixTree.from_tensors(up, starts, ids, tokens, ends, self.cache.page_size, on_host)

@@ -1,7 +1,6 @@
 """Every kernel on the device against the reference on the CPU, and what only a device can show: graphs,
 streams, large offsets, repetition, and that bits do not depend on the batch."""
 
-import functools
 import os
 
 import pytest
@@ -12,6 +11,7 @@ import pyttc
 from ..forests import Forest
 from ..kernels import IN_PLACE, calls, check, dense, kernel_ops, moved, run, sample_calls, tops
 from ..ops import fresh
+from ..planned import planned_forests
 
 LAUNCHES = int(os.environ.get("PYTTC_LAUNCHES", 2000))
 IMPLS = [(impl, name) for impl in ("triton", "cuda") for name in kernel_ops(impl)]
@@ -62,51 +62,19 @@ def test_runs_on_the_current_stream(impl, name):
 
 
 def test_a_graph_stays_valid_while_the_tree_changes():
-    first, second = (Forest.draw(seed, torch.bfloat16, heads=(8, 2), dim=64) for seed in (3, 4))
-    second.q = first.q[:1].expand(len(second.leaves), -1, -1).contiguous()
-    paths = max(len(first.leaves), len(second.leaves))
-    ready = []
-    for forest in (first, second):
-        forest.leaves += [forest.leaves[0]] * (paths - len(forest.leaves))
-        forest.q = forest.q[[i % len(forest.q) for i in range(paths)]]
-        k_pages, v_pages, tree = forest.paged(16)
-        ready.append((k_pages.cuda(), v_pages.cuda(), tree.to("cuda"), forest.q.cuda()))
-    plans = [tree.plan(q, k) for k, _, tree, q in ready]
-    size = [max(a.shape[0], b.shape[0]) for a, b in zip(*plans, strict=True)]
-    plan = [
-        torch.zeros(n, *t.shape[1:], dtype=t.dtype).cuda()
-        for n, t in zip(size, plans[0], strict=True)
-    ]
-    pages = max(k.shape[0] for k, *_ in ready)
-    k_pages, v_pages = (
-        torch.zeros(pages, *ready[0][0].shape[1:]).bfloat16().cuda() for _ in range(2)
-    )
-    q = torch.empty_like(ready[0][3])
-    op = torch.ops.pyttc.prefix_tree_attention
-    empty = torch.zeros(0, dtype=torch.int32, device="cuda")
-    fixed = (empty, torch.zeros(1, dtype=torch.int32, device="cuda"), empty, empty)
-    leaves = torch.zeros(paths, dtype=torch.int32, device="cuda")
-    call = functools.partial(op, q, k_pages, v_pages, *fixed, leaves, plan=plan, impl="triton")
-
-    def fill(i):
-        for to, source in zip(plan, plans[i], strict=True):
-            to.zero_()[: source.shape[0]] = source
-        k_pages[: ready[i][0].shape[0]] = ready[i][0]
-        v_pages[: ready[i][1].shape[0]] = ready[i][1]
-        q.copy_(ready[i][3])
-
-    fill(0)
+    states = planned_forests("cuda")
+    call, plan = states.call, states.plan
+    states.fill(0)
     call()
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         got = call()
-    for i in (1, 0):
-        fill(i)
+    for i in (1, 0, 2, 1):
+        states.fill(i)
+        assert plan.grown == (i == 2)  # the third is the first, grown
         graph.replay()
-        k, v, tree, queries = ready[i]
-        expected = pyttc.prefix_tree_attention(queries, k, v, tree, impl="triton")
-        assert equal(got, expected)
+        assert equal(got, states.expected(i))
 
 
 @pytest.mark.parametrize("impl", ["triton", "cuda"])
