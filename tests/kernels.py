@@ -263,6 +263,25 @@ def prefix_tree_attention_calls() -> list[Call]:
     return calls
 
 
+def select_beams_calls() -> list[Call]:
+    """More children than a block has memory for, keys that are all alike, tokens beyond 32 bits that are
+    told apart by their last ones, and wide results."""
+    make = torch.Generator().manual_seed(3)
+    beams = []
+    for rows, k, groups, width, levels in [
+        (400, 70, 1, 300, 3),
+        (300, 100, 2, 40, 1),
+        (70, 33, 5, 500, 9),
+        (3, 1030, 2, 1000, 2),
+    ]:
+        logprobs = torch.randint(0, levels, (rows, k), generator=make) / 4
+        tokens = torch.randint(0, 5, (rows, k), generator=make) + (1 << 40)
+        group = torch.randint(0, groups, (rows,), generator=make)
+        kwargs = {"num_groups": groups, "length": group + 2, "length_penalty": 1.5}
+        beams.append(((torch.zeros(rows), logprobs, tokens, group, width), kwargs))
+    return declared_calls("select_beams") + beams
+
+
 def calls(name: str) -> list[Call]:
     own = globals().get(f"{name}_calls")
     return own() if own else declared_calls(name)

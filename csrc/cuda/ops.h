@@ -14,6 +14,12 @@ cudaError_t merge_states(cudaStream_t stream, const Tensor& out_a, const Tensor&
                          const Tensor& out_b, const Tensor& lse_b, const Tensor& out,
                          const Tensor& lse);
 
+cudaError_t select_beams(cudaStream_t stream, const Tensor& scores, const Tensor& logprobs,
+                         const Tensor& tokens, const Tensor& groups, int64_t width,
+                         const OptionalTensor& bonus, const OptionalTensor& length,
+                         double length_penalty, const Tensor& workspace, const Tensor& parents,
+                         const Tensor& best_tokens, const Tensor& best_scores);
+
 cudaError_t store_kv(cudaStream_t stream, const Tensor& k, const Tensor& v, const Tensor& k_pages,
                      const Tensor& v_pages, const Tensor& slots);
 
