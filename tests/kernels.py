@@ -136,6 +136,8 @@ def topk_score_calls() -> list[Call]:
         ((tops("bad", (3, 4200), f32), 3), {}),
         ((tops("offset", (1, 6000), f32), 5), {"temperature": 0.5}),
         ((tops("random", (1, 1500), f32), 1024), {}),
+        ((tops("random", (1, 40000), bf16), 1024), {}),
+        ((tops("ties", (1, 20000), f32), 700), {}),
         ((tops("random", (2, 1), f32), 1), {}),
         ((spread(tops("random", (3, 70), bf16)), 5), {}),
         ((tops("random", (1, 60), f32).expand(2, 60), 5), {}),
@@ -280,6 +282,21 @@ def select_beams_calls() -> list[Call]:
         kwargs = {"num_groups": groups, "length": group + 2, "length_penalty": 1.5}
         beams.append(((torch.zeros(rows), logprobs, tokens, group, width), kwargs))
     return declared_calls("select_beams") + beams
+
+
+def check_rows_alone(impl: str, device: str) -> None:
+    """A row's bits are those of the row alone, wherever in memory it begins; and the top-k of 1,000 rows is
+    that of the native kernel."""
+    for dtype in (torch.float32, torch.bfloat16):
+        rows = tops("random", (3, 9000), dtype)
+        whole = pyttc.topk_score(rows.to(device), 30, impl=impl)
+        for i in range(3):
+            apart = torch.empty(9001, dtype=dtype, device=device)[None, 1:]
+            alone = pyttc.topk_score(apart.copy_(rows[i]), 30, impl=impl)
+            assert all(torch.equal(a[0], b[i]) for a, b in zip(alone, whole, strict=True))
+    rows = tops("random", (1000, 500), torch.bfloat16)
+    found = pyttc.topk_score(rows.to(device), 8, temperature=0.8, impl=impl).indices.cpu()
+    assert torch.equal(found, pyttc.topk_score(rows, 8, impl="native").indices)
 
 
 def calls(name: str) -> list[Call]:

@@ -53,4 +53,5 @@ PYBIND11_MODULE(PYTTC_MODULE, m) {
   m.def("merge_states", launcher(&merge_states));
   m.def("select_beams", launcher(&select_beams));
   m.def("store_kv", launcher(&store_kv));
+  m.def("topk_score", launcher(&topk_score));
 }

@@ -7,14 +7,14 @@
 
 #include "launch.cuh"
 #include "ops.h"
+#include "select.cuh"
 
 namespace pyttc {
 namespace {
 
 constexpr int kIndexThreads = 1024, kNormThreads = 128;
-constexpr int kDigits = 256, kWords = 5, kRankTile = 256;
-constexpr int64_t kMostHeld = 24 << 10;   // keys in shared memory
-constexpr uint32_t kNever = 0xffffffffu;  // the key of what is no candidate
+constexpr int kWords = 5, kRankTile = 256;
+constexpr int64_t kMostHeld = 24 << 10;  // keys in shared memory
 
 struct Integers {
   const void* data;
@@ -100,8 +100,7 @@ __device__ uint32_t key_of(const SelectBeamsParams& p, int64_t row, int64_t colu
   if (p.bonus) key += p.bonus[row * p.bonus_stride + column * p.bonus_column];
   if (p.norms) key /= p.norms[row];
   if (!(fabsf(key) <= FLT_MAX) || p.tokens.at(row, column) < 0) return kNever;
-  const uint32_t bits = __float_as_uint(key + 0.f);  // -0 and +0 are one key
-  return bits >> 31 ? bits : ~(bits | 0x80000000u);
+  return word_of(key);
 }
 
 __device__ uint32_t word_of(int word, uint32_t key, int64_t row, int64_t token, int64_t column) {
@@ -131,16 +130,14 @@ __device__ void each_child(const SelectBeamsParams& p, const int32_t* order, int
 
 __global__ void __launch_bounds__(1024) select_beams_kernel(const SelectBeamsParams p) {
   PYTTC_DYNAMIC_SHARED(uint32_t, keys);
-  __shared__ uint32_t histogram[kDigits];
-  __shared__ uint32_t bound[kWords];
-  __shared__ int64_t need;
-  __shared__ int state;  // 0: more digits are needed
+  __shared__ Selection<kWords> selection;
   __shared__ int32_t kept;
   __shared__ uint64_t other_lead[kRankTile];
   __shared__ int64_t other_token[kRankTile];
   __shared__ int32_t other_column[kRankTile];
   const int64_t group = blockIdx.x, threads = blockDim.x;
-  const int t = threadIdx.x, lane = t % 32;
+  const int t = threadIdx.x;
+  const uint32_t* bound = selection.bound;
   const int32_t* order = p.order + p.first[group];
   const int64_t rows = p.first[group + 1] - p.first[group];
   const uint32_t* held = nullptr;
@@ -152,14 +149,9 @@ __global__ void __launch_bounds__(1024) select_beams_kernel(const SelectBeamsPar
     });
     held = keys;  // of each thread its own
   }
-  if (t < kWords) bound[t] = 0;
-  if (t == 0) need = p.width, kept = 0, state = 0;
-
-  for (int digit = 0; digit < kWords * 4; ++digit) {
-    const int word = digit / 4, shift = 24 - digit % 4 * 8;
-    for (int64_t i = t; i < kDigits; i += threads) histogram[i] = 0;
-    __syncthreads();
-    if (state) break;
+  if (t == 0) kept = 0;
+  for (begin(selection, p.width); more(selection); next(selection)) {
+    const int word = selection.digit / 4;
     each_child(p, order, rows, held, [&](bool live, uint32_t key, int64_t row, int64_t column) {
       live = live && (word == 0 || key == bound[0]);
       uint32_t value = key;
@@ -168,40 +160,8 @@ __global__ void __launch_bounds__(1024) select_beams_kernel(const SelectBeamsPar
         for (int w = 1; w < word; ++w) live &= word_of(w, key, row, token, column) == bound[w];
         value = word_of(word, key, row, token, column);
       }
-      live = live && (shift == 24 || value >> (shift + 8) == bound[word] >> (shift + 8));
-      const unsigned mine = live ? value >> shift & (kDigits - 1) : kDigits;
-      const unsigned alike = __match_any_sync(~0u, mine);
-      if (live && lane == __ffs(alike) - 1)
-        atomicAdd(&histogram[mine], static_cast<uint32_t>(__popc(alike)));
+      count(selection, live, value);
     });
-    __syncthreads();
-    if (t < 32) {  // which digit the last child wanted has: eight a lane
-      int64_t own = 0;
-      for (int i = 0; i < 8; ++i) own += histogram[lane * 8 + i];
-      int64_t before = own;
-      for (int by = 1; by < 32; by *= 2) {
-        const int64_t below = __shfl_up_sync(~0u, before, by);
-        if (lane >= by) before += below;
-      }
-      const int64_t total = __shfl_sync(~0u, before, 31), wanted = need;
-      before -= own;
-      __syncwarp();
-      if (digit == 0 && total <= wanted) {  // all are chosen
-        if (lane < kWords) bound[lane] = kNever;
-        state = 1;
-      } else if (before < wanted && wanted <= before + own) {
-        int i = lane * 8;
-        while (before + histogram[i] < wanted) before += histogram[i++];
-        need = wanted - before;
-        bound[word] |= static_cast<uint32_t>(i) << shift;
-        if (histogram[i] == need) {  // and all that have it
-          bound[word] |= (1u << shift) - 1;
-          for (int w = word + 1; w < kWords; ++w) bound[w] = kNever;
-          state = 1;
-        }
-      }
-    }
-    __syncthreads();
   }
 
   const int64_t at = group * p.width;

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 
 from .. import _C
-from ..dispatch import Implementation, register, triton
+from ..dispatch import Implementation, cuda, cuda_module, register, triton
 from . import checks
 
 MAX_K = 1024
@@ -164,6 +164,21 @@ def native(
     return out
 
 
+CUDA_TILE = 4096  # columns, of which the CUDA kernels leave CUDA_WORDS 32-bit words
+CUDA_WORDS = 3 + 128
+
+
+def run_cuda(
+    logits: torch.Tensor, k: int, temperature: float = 1.0
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    rows, columns = logits.shape
+    out = outputs(logits, k, torch.float32)
+    words = rows * -(-columns // CUDA_TILE) * CUDA_WORDS
+    workspace = logits.new_empty(words, dtype=torch.int32)
+    cuda_module().topk_score(logits, k, temperature, workspace, *out)
+    return out
+
+
 _op = register(
     "topk_score(Tensor logits, int k, float temperature=1.0, *, str? impl=None)"
     " -> (Tensor, Tensor, Tensor, Tensor)",
@@ -173,5 +188,6 @@ _op = register(
         "reference": Implementation(reference, device=None),
         "native": Implementation(native, device="cpu"),
         "triton": triton("topk_score"),
+        "cuda": cuda(run_cuda),
     },
 ).call

@@ -9,12 +9,29 @@ import torch
 import pyttc
 
 from ..forests import Forest
-from ..kernels import IN_PLACE, calls, check, dense, kernel_ops, moved, run, sample_calls, tops
+from ..kernels import (
+    IN_PLACE,
+    calls,
+    check,
+    check_rows_alone,
+    dense,
+    kernel_ops,
+    moved,
+    run,
+    sample_calls,
+    tops,
+)
 from ..ops import fresh
 from ..planned import planned_forests
 
 LAUNCHES = int(os.environ.get("PYTTC_LAUNCHES", 2000))
 IMPLS = [(impl, name) for impl in ("triton", "cuda") for name in kernel_ops(impl)]
+
+
+def implementations(name):
+    return [impl for impl, other in IMPLS if other == name]
+
+
 each_kernel = pytest.mark.parametrize(("impl", "name"), IMPLS)
 
 
@@ -99,10 +116,29 @@ def test_pools_beyond_two_billion_elements(impl):
         assert torch.allclose(out.float(), torch.ones_like(out).float(), atol=1e-2)
 
 
-def test_rows_beyond_two_billion_elements():
+@pytest.mark.parametrize("impl", implementations("topk_score"))
+def test_rows_beyond_two_billion_elements(impl):
     logits = torch.zeros(16400, 2**17, dtype=torch.bfloat16, device="cuda")
     logits[-1, 99_999] = 5
-    assert pyttc.topk_score(logits, 1, impl="triton").indices[-1].item() == 99_999
+    assert pyttc.topk_score(logits, 1, impl=impl).indices[-1].item() == 99_999
+
+
+@pytest.mark.parametrize("impl", implementations("topk_score"))
+def test_rows_of_logits_are_scored_as_if_alone(impl):
+    check_rows_alone(impl, "cuda")
+
+
+@pytest.mark.parametrize("impl", implementations("select_beams"))
+def test_beams_of_a_large_step(impl):
+    """1,024 rows of 32 children: one group, and one a row."""
+    make = torch.Generator().manual_seed(0)
+    logprobs, scores = torch.randn(1024, 32, generator=make), torch.randn(1024, generator=make)
+    tokens = torch.randint(0, 151_936, (1024, 32), generator=make)
+    for groups, width in ((torch.zeros(1024).long(), 256), (torch.arange(1024), 8)):
+        call = scores, logprobs.bfloat16().float(), tokens, groups, width
+        expected = pyttc.select_beams(*call, impl="native")
+        got = pyttc.select_beams(*moved(call, "cuda"), impl=impl)
+        assert equal([t.cpu() for t in got], expected)
 
 
 def test_repeated_draws_do_not_differ():

@@ -1,0 +1,184 @@
+// Rows of logits in tiles of kTile columns, fixed by column so that a row's bits depend on nothing
+// but the row: what one read leaves of each tile, and the totals of a row from it.
+//
+// A tile is kTileThreads threads of 16 columns, in vectors of 16 bytes; a group is the columns of
+// two neighbouring threads. Weights are 2^((x - reference) * scale), scale = log2(e) / temperature.
+#pragma once
+#include "launch.cuh"
+#include "select.cuh"
+
+namespace pyttc {
+
+constexpr int kTile = 4096, kTileThreads = 256, kTileGroups = kTileThreads / 2;
+constexpr int kOfThread = kTile / kTileThreads;  // columns
+constexpr double kLn2 = 0.6931471805599453;
+
+struct TileStat {
+  float high, sum, moment;  // maximum (+inf for one with NaN, too); of weights, weights * log2
+};
+
+struct RowTiles {
+  const void* logits;
+  int64_t rows, columns, tiles, stride;
+  TileStat* stats;  // [rows, tiles]
+  uint32_t* words;  // [rows, tiles, kTileGroups]: of the groups' maxima
+
+  template <class T>
+  __device__ const T* row(int64_t i) const {
+    return static_cast<const T*>(logits) + i * stride;
+  }
+  bool serves() const { return rows <= INT32_MAX && columns < INT32_MAX && tiles <= 65535; }
+  dim3 grid() const { return dim3(static_cast<unsigned>(rows), static_cast<unsigned>(tiles)); }
+};
+
+// workspace: 32-bit, 3 + kTileGroups a tile of a row.
+inline RowTiles row_tiles(const Tensor& logits, const Tensor& workspace) {
+  RowTiles t{logits.data<void>(), logits.size(0), logits.size(1)};
+  t.tiles = (t.columns + kTile - 1) / kTile;
+  t.stride = logits.stride(0);
+  t.stats = workspace.data<TileStat>();
+  t.words = reinterpret_cast<uint32_t*>(t.stats + t.rows * t.tiles);
+  return t;
+}
+
+inline double scale_of(double temperature) {
+  // Below this any two unequal logits are further apart than probabilities reach.
+  return 1.4426950408889634 / (temperature > 1.5e-250 ? temperature : 1.5e-250);
+}
+
+// One vector of a row from `column` on, -inf past its end.
+template <class T, int kVector>
+__device__ __forceinline__ void load_vector(const RowTiles& t, const T* row, int64_t column,
+                                            float (&x)[kVector]) {
+  static_assert(kVector * sizeof(T) == 16);
+  if (column + kVector <= t.columns && reinterpret_cast<uintptr_t>(row) % 16 == 0) {
+    T part[kVector];
+    const uint4 all = *reinterpret_cast<const uint4*>(row + column);
+    memcpy(part, &all, sizeof(all));
+#pragma unroll
+    for (int i = 0; i < kVector; ++i) x[i] = widen(part[i]);
+  } else {
+#pragma unroll
+    for (int i = 0; i < kVector; ++i)
+      x[i] = column + i < t.columns ? widen(row[column + i]) : -INFINITY;
+  }
+}
+
+// The first column of a thread's i-th vector.
+template <class T>
+__device__ __forceinline__ int64_t vector_column(int64_t tile, int thread, int i) {
+  return tile * kTile + (i * kTileThreads + thread) * static_cast<int>(16 / sizeof(T));
+}
+
+// Column `i` of the 32 of a group.
+template <class T>
+__device__ __forceinline__ int64_t group_column(int64_t group, int i) {
+  constexpr int kPair = 32 / sizeof(T);  // columns of two threads' vectors, side by side
+  const int thread = static_cast<int>(group % kTileGroups) * 2;
+  return vector_column<T>(group / kTileGroups, thread, i / kPair) + i % kPair;
+}
+
+// log2 of the weight, with the scale in two parts so that it is not rounded.
+__device__ __forceinline__ float log2_weight(float x, float reference, float high, float low) {
+  const float d = x - reference;
+  float y = d * high;
+  if (y > -1e30f) y += d * low;
+  return d == 0.f ? 0.f : y;
+}
+
+template <class T>
+__global__ void __launch_bounds__(kTileThreads) tiles_kernel(const RowTiles p, double scale) {
+  constexpr int kVector = 16 / sizeof(T), kVectors = kOfThread / kVector;
+  constexpr int kWarps = kTileThreads / 32;
+  __shared__ float highs[kWarps], sums[kWarps], moments[kWarps];
+  const int64_t row = blockIdx.x, tile = blockIdx.y;
+  const int t = threadIdx.x, lane = t % 32, warp = t / 32;
+  float x[kVectors][kVector];
+#pragma unroll
+  for (int i = 0; i < kVectors; ++i)
+    load_vector(p, p.row<T>(row), vector_column<T>(tile, t, i), x[i]);
+  float high = -INFINITY;
+#pragma unroll
+  for (int i = 0; i < kOfThread; ++i) {
+    const float value = x[i / kVector][i % kVector];
+    high = fmaxf(high, value == value ? value : INFINITY);
+  }
+  high = fmaxf(high, __shfl_xor_sync(~0u, high, 1));
+  const int64_t place = row * p.tiles + tile;
+  if (t % 2 == 0) p.words[place * kTileGroups + t / 2] = word_of(high);
+#pragma unroll
+  for (int by = 2; by < 32; by *= 2) high = fmaxf(high, __shfl_xor_sync(~0u, high, by));
+  if (lane == 0) highs[warp] = high;
+  __syncthreads();
+#pragma unroll
+  for (int i = 0; i < kWarps; ++i) high = fmaxf(high, highs[i]);
+
+  const float reference = high == -INFINITY ? 0.f : high;
+  const double most = fmin(scale, 3e38);
+  const float scale_high = static_cast<float>(most);
+  const float scale_low = static_cast<float>(most - scale_high);
+  float sum = 0.f, moment = 0.f;
+#pragma unroll
+  for (int i = 0; i < kOfThread; ++i) {
+    const float y = log2_weight(x[i / kVector][i % kVector], reference, scale_high, scale_low);
+    const float e = exp2f(y);
+    sum += e;
+    moment += e > 0.f ? e * y : 0.f;
+  }
+#pragma unroll
+  for (int by = 1; by < 32; by *= 2) {
+    sum += __shfl_xor_sync(~0u, sum, by);
+    moment += __shfl_xor_sync(~0u, moment, by);
+  }
+  if (lane == 0) sums[warp] = sum, moments[warp] = moment;
+  __syncthreads();
+  if (t > 0) return;
+  for (int i = 1; i < kWarps; ++i) sum += sums[i], moment += moments[i];
+  p.stats[place] = {high, sum, moment};
+}
+
+struct RowTotals {
+  float high;
+  bool valid;  // it holds no NaN or +inf, and something above -inf
+  double log_sum, logsumexp, entropy;
+};
+
+// By the first warp of a block; tiles in a fixed order.
+__device__ inline void total_of_row(const RowTiles& p, int64_t row, double scale, RowTotals& out) {
+  if (threadIdx.x >= 32) return;
+  const int lane = threadIdx.x;
+  const TileStat* stats = p.stats + row * p.tiles;
+  float high = -INFINITY;
+  for (int64_t i = lane; i < p.tiles; i += 32) high = fmaxf(high, stats[i].high);
+  for (int by = 1; by < 32; by *= 2) high = fmaxf(high, __shfl_xor_sync(~0u, high, by));
+  const bool valid = fabsf(high) < INFINITY;
+  double sum = 0, moment = 0;
+  for (int64_t i = lane; valid && i < p.tiles; i += 32) {
+    const TileStat s = stats[i];
+    if (s.high == -INFINITY) continue;
+    const double y = s.high == high ? 0 : (double{s.high} - high) * scale;
+    if (y < -1000) continue;
+    const double weight = exp2(y);
+    sum += s.sum * weight;
+    moment += (s.moment + s.sum * y) * weight;
+  }
+  for (int by = 1; by < 32; by *= 2) {
+    sum += __shfl_xor_sync(~0u, sum, by);
+    moment += __shfl_xor_sync(~0u, moment, by);
+  }
+  if (lane > 0) return;
+  const double log_sum = valid ? log(sum) : 0;
+  const double entropy = valid ? log_sum - kLn2 * moment / sum : 0;
+  out.high = high;
+  out.valid = valid;
+  out.log_sum = log_sum;
+  out.logsumexp = valid ? high * (scale * kLn2) + log_sum : -INFINITY;
+  out.entropy = entropy > 0 ? entropy : 0;
+}
+
+__device__ inline double log_probability(float x, const RowTotals& of, double scale) {
+  const double d = double{x} - of.high;
+  return (d == 0 ? 0 : d * scale * kLn2) - of.log_sum;
+}
+
+}  // namespace pyttc
