@@ -17,12 +17,43 @@ struct TileStat {
   float high, sum, moment;  // maximum (+inf for one with NaN, too); of weights, weights * log2
 };
 
+// A parameter of each row: a number for all, or a tensor of 64- or 32-bit numbers.
+template <class Wide, class Narrow>
+struct OfRows {
+  Wide number;
+  const void* data;
+  bool wide;
+  int64_t stride;
+
+  OfRows(Wide number) : number(number), data(nullptr), wide(false), stride(0) {}
+  explicit OfRows(const Tensor& t)
+      : number(0), data(t.data<void>()), wide(t.t.dtype.bits == 64), stride(t.stride(0)) {}
+  __device__ Wide at(int64_t i) const {
+    if (!data) return number;
+    return wide ? static_cast<const Wide*>(data)[i * stride]
+                : static_cast<const Narrow*>(data)[i * stride];
+  }
+};
+using RealOfRows = OfRows<double, float>;
+using WholeOfRows = OfRows<int64_t, int32_t>;
+
+// What a scan leaves of each tile: of all its columns, or of those a mask allows.
+struct Scanned {
+  TileStat* stats;  // [rows, tiles]
+  uint32_t* words;  // [rows, tiles, kTileGroups]: of the groups' maxima
+};
+
 struct RowTiles {
   const void* logits;
   int64_t rows, columns, tiles, stride;
-  TileStat* stats;  // [rows, tiles]
-  uint32_t* words;  // [rows, tiles, kTileGroups]: of the groups' maxima
+  const int32_t* mask;  // may be null
+  int64_t mask_stride;
+  RealOfRows temperature;
+  Scanned all, allowed;  // the same without a mask
 
+  __device__ bool allows(int64_t i, int64_t column) const {
+    return !mask || mask[i * mask_stride + column / 32] >> column % 32 & 1;
+  }
   template <class T>
   __device__ const T* row(int64_t i) const {
     return static_cast<const T*>(logits) + i * stride;
@@ -31,18 +62,27 @@ struct RowTiles {
   dim3 grid() const { return dim3(static_cast<unsigned>(rows), static_cast<unsigned>(tiles)); }
 };
 
-// workspace: 32-bit, 3 + kTileGroups a tile of a row.
-inline RowTiles row_tiles(const Tensor& logits, const Tensor& workspace) {
-  RowTiles t{logits.data<void>(), logits.size(0), logits.size(1)};
-  t.tiles = (t.columns + kTile - 1) / kTile;
-  t.stride = logits.stride(0);
-  t.stats = workspace.data<TileStat>();
-  t.words = reinterpret_cast<uint32_t*>(t.stats + t.rows * t.tiles);
+// workspace: 32-bit, 3 + kTileGroups a tile of a row, twice with a mask.
+inline RowTiles row_tiles(const Tensor& logits, int64_t rows, const RealOfRows& temperature,
+                          const OptionalTensor& mask, const Tensor& workspace) {
+  const int64_t columns = logits.size(1), tiles = (columns + kTile - 1) / kTile;
+  RowTiles t{logits.data<void>(), rows,      columns,  tiles, logits.stride(0), nullptr, 0,
+             temperature,         Scanned{}, Scanned{}};
+  t.all.stats = workspace.data<TileStat>();
+  t.all.words = reinterpret_cast<uint32_t*>(t.all.stats + rows * tiles);
+  t.allowed = t.all;
+  if (mask) {
+    t.mask = mask->data<int32_t>(), t.mask_stride = mask->stride(0);
+    t.allowed.stats = reinterpret_cast<TileStat*>(t.all.words + rows * tiles * kTileGroups);
+    t.allowed.words = reinterpret_cast<uint32_t*>(t.allowed.stats + rows * tiles);
+  }
   return t;
 }
 
-inline double scale_of(double temperature) {
-  // Below this any two unequal logits are further apart than probabilities reach.
+// A temperature of 0 stands for 1. Below the least any two unequal logits are further apart than
+// probabilities reach.
+__device__ inline double scale_of(double temperature) {
+  if (temperature == 0) temperature = 1;
   return 1.4426950408889634 / (temperature > 1.5e-250 ? temperature : 1.5e-250);
 }
 
@@ -86,26 +126,17 @@ __device__ __forceinline__ float log2_weight(float x, float reference, float hig
   return d == 0.f ? 0.f : y;
 }
 
-template <class T>
-__global__ void __launch_bounds__(kTileThreads) tiles_kernel(const RowTiles p, double scale) {
-  constexpr int kVector = 16 / sizeof(T), kVectors = kOfThread / kVector;
+// Of the columns a block holds: their maxima and sums, in a fixed order.
+__device__ __forceinline__ void scan_tile(const float (&x)[kOfThread], double scale, int64_t place,
+                                          const Scanned& out) {
   constexpr int kWarps = kTileThreads / 32;
   __shared__ float highs[kWarps], sums[kWarps], moments[kWarps];
-  const int64_t row = blockIdx.x, tile = blockIdx.y;
   const int t = threadIdx.x, lane = t % 32, warp = t / 32;
-  float x[kVectors][kVector];
-#pragma unroll
-  for (int i = 0; i < kVectors; ++i)
-    load_vector(p, p.row<T>(row), vector_column<T>(tile, t, i), x[i]);
   float high = -INFINITY;
 #pragma unroll
-  for (int i = 0; i < kOfThread; ++i) {
-    const float value = x[i / kVector][i % kVector];
-    high = fmaxf(high, value == value ? value : INFINITY);
-  }
+  for (int i = 0; i < kOfThread; ++i) high = fmaxf(high, x[i] == x[i] ? x[i] : INFINITY);
   high = fmaxf(high, __shfl_xor_sync(~0u, high, 1));
-  const int64_t place = row * p.tiles + tile;
-  if (t % 2 == 0) p.words[place * kTileGroups + t / 2] = word_of(high);
+  if (t % 2 == 0) out.words[place * kTileGroups + t / 2] = word_of(high);
 #pragma unroll
   for (int by = 2; by < 32; by *= 2) high = fmaxf(high, __shfl_xor_sync(~0u, high, by));
   if (lane == 0) highs[warp] = high;
@@ -120,7 +151,7 @@ __global__ void __launch_bounds__(kTileThreads) tiles_kernel(const RowTiles p, d
   float sum = 0.f, moment = 0.f;
 #pragma unroll
   for (int i = 0; i < kOfThread; ++i) {
-    const float y = log2_weight(x[i / kVector][i % kVector], reference, scale_high, scale_low);
+    const float y = log2_weight(x[i], reference, scale_high, scale_low);
     const float e = exp2f(y);
     sum += e;
     moment += e > 0.f ? e * y : 0.f;
@@ -134,7 +165,35 @@ __global__ void __launch_bounds__(kTileThreads) tiles_kernel(const RowTiles p, d
   __syncthreads();
   if (t > 0) return;
   for (int i = 1; i < kWarps; ++i) sum += sums[i], moment += moments[i];
-  p.stats[place] = {high, sum, moment};
+  out.stats[place] = {high, sum, moment};
+}
+
+template <class T>
+__global__ void __launch_bounds__(kTileThreads) tiles_kernel(const RowTiles p) {
+  constexpr int kVector = 16 / sizeof(T);
+  const int64_t row = blockIdx.x, tile = blockIdx.y, place = row * p.tiles + tile;
+  const double scale = scale_of(p.temperature.at(row));
+  float x[kOfThread];
+#pragma unroll
+  for (int i = 0; i < kOfThread; i += kVector) {
+    float part[kVector];
+    load_vector(p, p.row<T>(row), vector_column<T>(tile, threadIdx.x, i / kVector), part);
+#pragma unroll
+    for (int j = 0; j < kVector; ++j) x[i + j] = part[j];
+  }
+  scan_tile(x, scale, place, p.all);
+  if (!p.mask) return;
+#pragma unroll
+  for (int i = 0; i < kOfThread; ++i) {
+    const int64_t column = vector_column<T>(tile, threadIdx.x, i / kVector) + i % kVector;
+    if (column >= p.columns || !p.allows(row, column)) x[i] = -INFINITY;
+  }
+  scan_tile(x, scale, place, p.allowed);
+}
+
+__device__ inline double log2_of(float x, float reference, double scale) {
+  const double d = double{x} - reference;
+  return d == 0 ? 0 : d * scale;
 }
 
 struct RowTotals {
@@ -144,10 +203,11 @@ struct RowTotals {
 };
 
 // By the first warp of a block; tiles in a fixed order.
-__device__ inline void total_of_row(const RowTiles& p, int64_t row, double scale, RowTotals& out) {
+__device__ inline void total_of_row(const RowTiles& p, const Scanned& scanned, int64_t row,
+                                    double scale, RowTotals& out) {
   if (threadIdx.x >= 32) return;
   const int lane = threadIdx.x;
-  const TileStat* stats = p.stats + row * p.tiles;
+  const TileStat* stats = scanned.stats + row * p.tiles;
   float high = -INFINITY;
   for (int64_t i = lane; i < p.tiles; i += 32) high = fmaxf(high, stats[i].high);
   for (int by = 1; by < 32; by *= 2) high = fmaxf(high, __shfl_xor_sync(~0u, high, by));
@@ -155,10 +215,8 @@ __device__ inline void total_of_row(const RowTiles& p, int64_t row, double scale
   double sum = 0, moment = 0;
   for (int64_t i = lane; valid && i < p.tiles; i += 32) {
     const TileStat s = stats[i];
-    if (s.high == -INFINITY) continue;
-    const double y = s.high == high ? 0 : (double{s.high} - high) * scale;
-    if (y < -1000) continue;
-    const double weight = exp2(y);
+    const double y = log2_of(s.high, high, scale), weight = exp2(y);
+    if (weight == 0) continue;
     sum += s.sum * weight;
     moment += (s.moment + s.sum * y) * weight;
   }
@@ -177,8 +235,7 @@ __device__ inline void total_of_row(const RowTiles& p, int64_t row, double scale
 }
 
 __device__ inline double log_probability(float x, const RowTotals& of, double scale) {
-  const double d = double{x} - of.high;
-  return (d == 0 ? 0 : d * scale * kLn2) - of.log_sum;
+  return log2_of(x, of.high, scale) * kLn2 - of.log_sum;
 }
 
 }  // namespace pyttc
