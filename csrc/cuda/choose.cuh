@@ -15,7 +15,7 @@ struct Chosen {  // columns, best first once ranked: word, column
 };
 
 // Adds the columns of a warp that are to be chosen; past the room only their number.
-__device__ void add(Chosen& chosen, bool take, uint32_t word, int64_t column) {
+__device__ inline void add(Chosen& chosen, bool take, uint32_t word, int64_t column) {
   const unsigned votes = __ballot_sync(~0u, take);
   if (!votes) return;
   const int lane = static_cast<int>(threadIdx.x % 32);

@@ -164,17 +164,17 @@ def native(
     return out
 
 
-CUDA_TILE = 4096  # columns, of which the CUDA kernels leave CUDA_WORDS 32-bit words
-CUDA_WORDS = 3 + 128
+def cuda_workspace(logits: torch.Tensor, rows: int, scans: int = 1) -> torch.Tensor:
+    """What the CUDA kernels leave of `rows` rows: 3 + 128 words a tile of 4,096 columns (row_tiles.cuh)."""
+    tiles = -(-logits.shape[1] // 4096)
+    return logits.new_empty(scans * rows * tiles * (3 + 128), dtype=torch.int32)
 
 
 def run_cuda(
     logits: torch.Tensor, k: int, temperature: float = 1.0
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    rows, columns = logits.shape
     out = outputs(logits, k, torch.float32)
-    words = rows * -(-columns // CUDA_TILE) * CUDA_WORDS
-    workspace = logits.new_empty(words, dtype=torch.int32)
+    workspace = cuda_workspace(logits, logits.shape[0])
     cuda_module().topk_score(logits, k, temperature, workspace, *out)
     return out
 

@@ -14,6 +14,7 @@ from ..kernels import (
     calls,
     check,
     check_rows_alone,
+    check_tokens,
     dense,
     kernel_ops,
     moved,
@@ -141,24 +142,24 @@ def test_beams_of_a_large_step(impl):
         assert equal([t.cpu() for t in got], expected)
 
 
-def test_repeated_draws_do_not_differ():
+@pytest.mark.parametrize("impl", implementations("sample"))
+def test_repeated_draws_do_not_differ(impl):
     (logits,), kwargs = moved(sample_calls()[11], "cuda")
-    first = pyttc.sample(logits, **kwargs, impl="triton")
+    first = pyttc.sample(logits, **kwargs, impl=impl)
     different = torch.zeros((), dtype=torch.int64, device="cuda")
     for _ in range(LAUNCHES):
-        again = pyttc.sample(logits, **kwargs, impl="triton")
+        again = pyttc.sample(logits, **kwargs, impl=impl)
         for a, b in zip(again, first, strict=True):
             different += (a != b).sum()
     assert different.item() == 0
 
 
+@pytest.mark.parametrize("impl", implementations("sample"))
 @pytest.mark.parametrize("rows", [1, 2, 17, 64, 257])
-def test_the_batch_does_not_show_in_the_bits(rows):
+def test_the_batch_does_not_show_in_the_bits(impl, rows):
     logits = tops("random", (257, 151_936), torch.bfloat16).cuda()
     ids = torch.arange(257).cuda()
-    whole = pyttc.sample(
-        logits, seed=3, path_ids=ids, positions=ids, top_p=0.9, topk=20, impl="triton"
-    )
+    whole = pyttc.sample(logits, seed=3, path_ids=ids, positions=ids, top_p=0.9, topk=20, impl=impl)
     part = pyttc.sample(
         logits[:rows],
         seed=3,
@@ -166,7 +167,7 @@ def test_the_batch_does_not_show_in_the_bits(rows):
         positions=ids[:rows],
         top_p=0.9,
         topk=20,
-        impl="triton",
+        impl=impl,
     )
     assert equal(part, [t[:rows] for t in whole])
     hidden, weight = (
@@ -215,25 +216,6 @@ def test_both_attention_ops_give_the_same_bits():
     assert equal(got, (out[0], lse[0]))
 
 
-def test_tokens_are_those_of_the_cpu():
-    """1,000 rows with every filter; a draw within an ulp of a boundary may fall on its other side."""
-    make = torch.Generator().manual_seed(0)
-    logits = (torch.randn(1000, 32_000, generator=make) * 3).bfloat16()
-    ids = torch.arange(1000)
-    choose = torch.rand(5, 1000, generator=make, dtype=torch.float64)
-    parameters = {
-        "seed": torch.full((1000,), 9),
-        "temperature": (choose[0] * 2).masked_fill_(choose[1] < 0.05, 0),
-        "top_k": torch.where(choose[1] < 0.5, 0, (choose[2] * 300).long()),
-        "top_p": torch.where(choose[3] < 0.5, 1.0, choose[3]),
-        "min_p": torch.where(choose[4] < 0.5, 0.0, choose[4] / 5),
-    }
-    here = pyttc.sample(logits, path_ids=ids, positions=ids, topk=8, **parameters, impl="native")
-    there = pyttc.sample(
-        *moved((logits,), "cuda"),
-        **moved({"path_ids": ids, "positions": ids, **parameters}, "cuda"),
-        topk=8,
-        impl="triton",
-    )
-    assert torch.equal(there.topk_indices.cpu(), here.topk_indices)
-    assert (there.tokens.cpu() != here.tokens).sum() <= 1
+@pytest.mark.parametrize("impl", implementations("sample"))
+def test_tokens_are_those_of_the_cpu(impl):
+    check_tokens(impl, "cuda", 32_000)
