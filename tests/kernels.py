@@ -36,7 +36,9 @@ def moved(values: Any, device: str) -> Any:
         there = torch.empty_strided(
             values.shape, values.stride(), dtype=values.dtype, device=device
         )
-        return there.copy_(values)
+        once = tuple(slice(None, 1) if stride == 0 else slice(None) for stride in values.stride())
+        there[once].copy_(values[once])  # a row that is several rows is written once
+        return there
     if isinstance(values, pyttc.PrefixTree):
         return values.to(device)
     if isinstance(values, dict):
@@ -288,6 +290,31 @@ def check_tokens(impl: str, device: str, columns: int) -> None:
     assert torch.equal(there.topk_indices.cpu(), here.topk_indices)
     assert (there.tokens.cpu() != here.tokens).sum() <= 1
     assert here.valid.all()
+
+
+def check_many_draws(impl: str, device: str) -> None:
+    """Draws from one row that has more columns than are looked at first, filtered so that those hold all that
+    is kept, or do not: the tokens of the native kernel."""
+    row = tops("random", (1, 20_000), torch.float32)
+    for kwargs in (
+        {"temperature": 1.2, "top_k": 1500, "top_p": 0.6},
+        {"temperature": 3.0, "top_p": 0.95},
+        {"temperature": 3.0, "min_p": 1e-3},
+        {"temperature": 0.7, "top_p": 0.9, "min_p": 0.01},
+        {"top_k": 1200},
+        {"top_k": 30, "mask": bits((1, 20_000), 0.3).expand(60, -1)},
+    ):
+        check_draws(row.expand(60, -1), kwargs, impl, device)
+    check_draws(tops("random", (1, 150_000), torch.float32).expand(60, -1), {}, impl, device)
+
+
+def check_draws(logits: torch.Tensor, kwargs: dict[str, Any], impl: str, device: str) -> None:
+    ids = torch.arange(len(logits))
+    kwargs = {"seed": 5, "path_ids": ids, "positions": ids + 7, **kwargs}
+    here = pyttc.sample(logits, **kwargs, impl="native")
+    there = pyttc.sample(*moved((logits,), device), **moved(kwargs, device), impl=impl)
+    assert (there.tokens.cpu() != here.tokens).sum() == 0, kwargs
+    assert torch.allclose(there.log_kept_mass.cpu(), here.log_kept_mass, atol=1e-6)
 
 
 def select_beams_calls() -> list[Call]:

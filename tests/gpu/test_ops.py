@@ -13,6 +13,7 @@ from ..kernels import (
     IN_PLACE,
     calls,
     check,
+    check_many_draws,
     check_rows_alone,
     check_tokens,
     dense,
@@ -219,3 +220,4 @@ def test_both_attention_ops_give_the_same_bits():
 @pytest.mark.parametrize("impl", implementations("sample"))
 def test_tokens_are_those_of_the_cpu(impl):
     check_tokens(impl, "cuda", 32_000)
+    check_many_draws(impl, "cuda")
