@@ -1,4 +1,5 @@
-# make demo    the main job: one best-of-64 sampling step, checked and timed against torch
+# make demo    the main job: puzzles solved by search with the model that comes along
+# make step    one best-of-64 sampling step, checked and timed against torch
 # make test    the tests
 # Either first makes .venv, if it is not there yet or older than what it is made of.
 #   PYTHON=python3.12       another Python, 3.10 or later
@@ -12,9 +13,13 @@ CPP := git ls-files '*.cpp' '*.h' '*.cu' '*.cuh'
 # On a machine shared with others a thread that spins for work takes it from them.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: demo test nightly bench gpu lint format clean
+.PHONY: demo step test nightly bench gpu lint format clean
 
 demo: $(VENV)/built
+	@if ls pyttc/models/*/model.safetensors >/dev/null 2>&1; then $(RUN) pyttc solve; \
+	else echo "no model comes with this checkout"; $(RUN) benchmarks.best_of_64; fi
+
+step: $(VENV)/built
 	$(RUN) benchmarks.best_of_64
 
 test: $(VENV)/built
@@ -26,7 +31,9 @@ nightly: $(VENV)/built
 
 bench: $(VENV)/built
 	$(RUN) benchmarks.run
+	$(RUN) benchmarks.bench_engine
 	$(RUN) benchmarks.table
+	$(RUN) benchmarks.countdown
 
 # On a machine with a GPU: tests, the sanitizer's four tools, benchmarks.
 gpu: $(VENV)/built

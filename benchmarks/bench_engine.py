@@ -1,104 +1,192 @@
-"""Tokens per second of N paths from one prompt: the engine beside transformers.
+"""Decoding steps of N paths from one prompt: the engine beside transformers' generate.
 
-A 125M Llama-shaped model with random weights; both sample at temperature 1 and never end by
-themselves. The prompt's pass is left out on both sides.
-Run: python -m benchmarks.bench_engine [--threads 1] [--quick]
+    python -m benchmarks.bench_engine [--threads 1,2] [--seconds 10] [--quick] [--dry-run]
+
+A 125M Llama-shaped model with random weights, bfloat16; both sample at temperature 1 and never end by
+themselves. The two run in turns of a few tokens in one process, until the seconds for a point are
+spent. generate is called with num_return_sequences=N and a cache that already holds the prompt for each
+of the N: on its own it would run the prompt N times, which is left out, in its favour.
+Rows go to benchmarks/rows/<device>.jsonl as those of benchmarks.run. About 5 minutes a thread count.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
+import itertools
+import json
+import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import transformers
+from rich.console import Console
+from rich.progress import Progress
 
-from pyttc.engine import Engine
-from pyttc.engine.model import RowModel
+from pyttc.engine import Engine, Paths
 
-PATHS, PROMPTS, NEW = (1, 8, 32, 64), (128, 1024, 4096), 16
+from . import common, llama, table
+from .run import failure
 
-
-def llama_125m(dtype: torch.dtype) -> Any:
-    config = transformers.LlamaConfig(
-        vocab_size=32000,
-        hidden_size=768,
-        intermediate_size=2048,
-        num_hidden_layers=12,
-        num_attention_heads=12,
-        num_key_value_heads=4,
-        max_position_embeddings=8192,
-    )
-    torch.manual_seed(0)
-    return transformers.AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
+DTYPE = torch.bfloat16
+PATHS, PROMPTS = (1, 8, 32, 64), (128, 1024, 4096)
+QUICK = [(1, 128), (64, 128), (32, 4096)]
+TURN, ROUNDS = 4, 2  # tokens a turn, and the fewest turns that are measured
+PEER, FREE = f"transformers {transformers.__version__} generate", "batch_invariant=False"
 
 
-def engine_seconds(engine: Engine, prompt: list[int], paths: int) -> float:
-    """Seconds a decoding step, prompt excluded."""
-    forks = engine.prefill(prompt).fork(paths, seed=0).decode(max_new_tokens=2)
-    start = time.thread_time()
-    forks.decode(max_new_tokens=NEW)
-    return (time.thread_time() - start) / NEW
+class Turns(transformers.StoppingCriteria):  # type: ignore[misc]
+    """Called by generate after each token: times its steps, and gives the engines their turns."""
+
+    def __init__(self, ours: dict[str, Paths], seconds: float) -> None:
+        self.ours, self.now = ours, common.clock()
+        self.samples: dict[str, list[float]] = {name: [] for name in (*ours, PEER)}
+        self.end, self.step, self.mark = time.perf_counter() + seconds, -TURN, 0.0
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
+        if self.step > 0:  # what comes before warms up
+            self.samples[PEER].append(self.now() - self.mark)
+        self.step += 1
+        if self.step % TURN == 0:
+            for name, paths in self.ours.items():
+                start = self.now()
+                paths.decode(max_new_tokens=TURN, progress=False)
+                if self.step > 0:
+                    self.samples[name].append((self.now() - start) / TURN)
+        over = self.step >= ROUNDS * TURN and time.perf_counter() > self.end
+        self.mark = self.now()
+        return torch.full(input_ids.shape[:1], over, dtype=torch.bool)
 
 
 @torch.inference_mode()
-def transformers_seconds(model: Any, prompt: list[int], paths: int, new: int) -> float:
-    """The same of transformers: its step of generate with num_return_sequences, one cache a path.
-
-    The prompt runs once and its cache is repeated, which generate does not do; it is not timed.
-    """
+def prompt_cache(model: Any, prompt: list[int]) -> Any:
+    """transformers' cache of all but the last token of a prompt, one row."""
     cache = transformers.DynamicCache(config=model.config)
-    ids = torch.tensor([prompt])
-    for at in range(0, len(prompt), 512):
-        logits = model(ids[:, at : at + 512], past_key_values=cache, logits_to_keep=1).logits
-    cache.batch_repeat_interleave(paths)
-    logits = logits.expand(paths, -1, -1)
-    for step in range(new + 2):
-        if step == 2:
-            start = time.thread_time()
-        token = torch.multinomial(logits[:, -1].float().softmax(-1), 1)
-        logits = model(token, past_key_values=cache).logits
-    return (time.thread_time() - start) / new
+    ids = torch.tensor([prompt[:-1]])
+    for at in range(0, ids.shape[1], 512):
+        model(ids[:, at : at + 512], past_key_values=cache, logits_to_keep=1)
+    return cache
 
 
-def cases(quick: bool = False) -> Iterator[dict[str, Any]]:
-    dtype = torch.bfloat16
-    engine = Engine(RowModel(llama_125m(dtype), batch_invariant=True), memory="2GiB")
-    free = Engine(RowModel(llama_125m(dtype), batch_invariant=False), memory="2GiB")
-    engine.eos = free.eos = []
-    peer = llama_125m(dtype)
-    rng = np.random.default_rng(0)
-    points = [(n, p) for p in PROMPTS for n in PATHS]
-    for paths, length in [(1, 128), (64, 128), (32, 4096)] if quick else points:
+def same_logits(engine: Engine, root: Paths, model: Any, cache: Any, prompt: list[int]) -> bool:
+    """Whether both see the same next token's logits, up to bfloat16."""
+    with torch.inference_mode():
+        held = copy.deepcopy(cache)
+        theirs = model(torch.tensor([prompt[-1:]]), past_key_values=held).logits[0, -1].float()
+    ours = engine.model.logits(root.hidden())[0].float()
+    return bool((ours - theirs).abs().max() < 0.1 * theirs.std())
+
+
+def points(seconds: float, quick: bool) -> Iterator[dict[str, Any]]:
+    """A row for each point of the grid, without what `common.row` adds."""
+    engines = {
+        "pyttc": llama.engine(DTYPE, "2GiB"),
+        FREE: llama.engine(DTYPE, "2GiB", batch_invariant=False),
+    }
+    peer, rng = llama.llama(DTYPE), np.random.default_rng(0)
+    prices = engines["pyttc"].prices
+    grid = QUICK if quick else [(n, p) for p in PROMPTS for n in PATHS]
+    for length, group in itertools.groupby(grid, key=lambda point: point[1]):
         prompt = rng.integers(0, 32000, length).tolist()
-        ours, theirs = (
-            engine_seconds(engine, prompt, paths),
-            transformers_seconds(peer, prompt, paths, 4 if quick else NEW),
-        )
-        yield {
-            "op": "engine",
-            "shape": {"paths": paths, "prompt": length},
-            "dtype": str(dtype),
-            "threads": torch.get_num_threads(),
-            "tokens_per_second": paths / ours,
-            "transformers": paths / theirs,
-            "ratio": theirs / ours,
-            "cost of invariance": ours / engine_seconds(free, prompt, paths),
-        }
+        roots = {name: engine.prefill(prompt) for name, engine in engines.items()}
+        cache = prompt_cache(peer, prompt)
+        checked = same_logits(engines["pyttc"], roots["pyttc"], peer, cache, prompt)
+        for paths, _ in group:
+            ours = {name: root.fork(paths, seed=0) for name, root in roots.items()}
+            turns = Turns(ours, seconds)
+            why = too_large(2 * paths * length * prices.kv_bytes)
+            if why:
+                while time.perf_counter() < turns.end or turns.step < ROUNDS * TURN:
+                    turns(torch.zeros(paths, 1), None)
+            else:
+                held = copy.deepcopy(cache)
+                held.batch_repeat_interleave(paths)
+                peer.generate(
+                    torch.tensor([prompt]),
+                    past_key_values=held,
+                    num_return_sequences=paths,
+                    do_sample=True,
+                    temperature=1.0,
+                    top_k=0,
+                    max_new_tokens=8000 - length,
+                    stopping_criteria=[turns],
+                )
+                del held
+            own = turns.step
+            yield {
+                "op": "engine",
+                "shape": {"paths": paths, "prompt": length},
+                "dtype": str(DTYPE).removeprefix("torch."),
+                "checked": checked,
+                "why": why,
+                "samples": turns.samples,
+                "bytes": prices.weight_bytes + (length + paths * own // 2) * prices.kv_bytes,
+                "flops": paths * (prices.body + prices.head + prices.attention * length),
+                "kv": int(ours["pyttc"].lengths.sum()) * prices.kv_bytes,
+                "kv held": engines["pyttc"].kv_bytes,
+            }
+            del ours, turns
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--quick", action="store_true")
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    for row in cases(arguments.quick):
-        print(row, flush=True)
+def too_large(needed: int) -> str | None:
+    """Why an expanded cache of so many bytes, with the room to grow it, cannot be held; or None."""
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    free = int(next(line for line in lines if line.startswith("MemAvailable")).split()[1]) << 10
+    if needed <= free:
+        return None
+    return f"needs {needed >> 20} MiB for its expanded cache, {free >> 20} are free"
+
+
+def rows(threads: int, seconds: float, quick: bool, progress: Progress) -> list[dict[str, Any]]:
+    torch.set_num_threads(threads)
+    task = progress.add_task(f"threads={threads}", total=3 if quick else len(PATHS) * len(PROMPTS))
+    roof, cases = common.measure_roof(threads), []
+    for case in points(seconds, quick):
+        cases.append(case)
+        progress.advance(task)
+    roof, made = roof.raised(common.measure_roof(threads)), []
+    for case in cases:
+        samples = {name: taken for name, taken in case["samples"].items() if taken}
+        took = {name: common.summary(taken) for name, taken in samples.items()}
+        paths, ours = case["shape"]["paths"], took["pyttc"].median
+        row = common.row({**case, "impl": "engine"}, case["checked"], took, roof, threads)
+        row["tokens_per_second"] = round(paths / ours, 1)
+        row["kv_mib"] = round(case["kv held"] / 2**20, 1)
+        row["kv_mib_expanded"] = round(case["kv"] / 2**20, 1)
+        if case["why"]:
+            row["peers"][PEER] = {"median_us": None, "ratio": None, "why": case["why"]}
+        if case["shape"] == {"paths": 32, "prompt": 128}:
+            host, step = llama.host_part(DTYPE, 32, 128)
+            row["host_percent"] = round(100 * host / step, 1)
+        made.append(row)
+    return made
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.bench_engine")
+    parser.add_argument("--threads", default="1,2")
+    parser.add_argument("--seconds", type=float, default=10.0, help="for each point")
+    parser.add_argument("--quick", action="store_true", help="three points, whose marks count")
+    parser.add_argument("--dry-run", action="store_true", help="print rows, keep none")
+    args = parser.parse_args()
+    found, console = [], Console(stderr=True)
+    with Progress(console=console) as progress:
+        for threads in sorted({int(n) for n in args.threads.split(",")}):
+            found += rows(threads, args.seconds, args.quick, progress)
+    print("\n".join(table.engine_lines(found)))
+    wrong = [f"FAILED {row['shape']}: {why}" for row in found if (why := failure(row))]
+    print("\n".join(wrong), file=sys.stderr)
+    if not args.dry_run:
+        path = common.HERE / "rows" / f"{common.device_name()}.jsonl"
+        path.parent.mkdir(exist_ok=True)
+        with path.open("a") as file:
+            file.writelines(json.dumps(row) + "\n" for row in found if not failure(row))
+    return 1 if wrong else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

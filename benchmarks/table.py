@@ -1,6 +1,6 @@
-"""Rewrites the README's table of benchmarks from the rows kept in benchmarks/rows.
+"""Writes docs/benchmarks.md, and what the README shows of it, from the rows kept in benchmarks/rows.
 
-python -m benchmarks.table [--check]        --check only says whether the README is up to date
+python -m benchmarks.table [--check]        --check only says whether both are up to date
 """
 
 from __future__ import annotations
@@ -11,8 +11,21 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
+README, ALL = ROOT / "README.md", ROOT / "docs" / "benchmarks.md"
+ALL_HEAD = """# Benchmarks
+
+Ratios to other ways of doing the same, in one run, interleaved; inputs that no cache holds. "Of roof" is
+the part of the measured memory or arithmetic limit of the machine. One thread is timed in CPU time, several
+on the wall. `make bench` measures and rewrites this page.
+"""
 BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
 HEAD = ["op", "shape", "dtype", "threads", "median", "of roof", "against (times as long)"]
+ENGINE_HEAD = ["paths", "prompt", "threads", "step", "tokens/s", "of roof", "keys and values"]
+ENGINE_HEAD += ["against (times as long)"]
+ENGINE_TITLE = (
+    "Decoding steps of a 125M Llama-shaped model in bfloat16, N paths of one prompt (bench_engine.py); "
+    "keys and values held, and what N copies of them take:"
+)
 
 
 def committed() -> dict[str, list[dict[str, Any]]]:
@@ -45,15 +58,66 @@ def lines(rows: list[dict[str, Any]]) -> list[str]:
     return ["| " + " | ".join(cells) + " |" for cells in table]
 
 
+def engine_lines(rows: list[dict[str, Any]]) -> list[str]:
+    """A Markdown table of rows of bench_engine."""
+    table = [ENGINE_HEAD, ["---"] * len(ENGINE_HEAD)]
+    for row in rows:
+        peers = [
+            f"{name} {peer['ratio']:.2f}x" if peer["ratio"] else f"{name}: {peer['why']}"
+            for name, peer in row["peers"].items()
+        ]
+        table.append(
+            [str(row["shape"][name]) for name in ("paths", "prompt")]
+            + [str(row["threads"]), duration(row["median_us"]), f"{row['tokens_per_second']:.0f}"]
+            + [f"{row['roof_percent']:.0f} %"]
+            + [f"{row['kv_mib']} MiB of {row['kv_mib_expanded']}", ", ".join(peers)]
+        )
+    lines = ["| " + " | ".join(cells) + " |" for cells in table]
+    for row in rows:
+        if "host_percent" in row:
+            size = f"{row['shape']['paths']} paths and {row['threads']} thread(s)"
+            what = "neither matrix products nor kernels (Python, dispatch, bookkeeping)"
+            lines += ["", f"Of a step of {size}, {row['host_percent']} % are {what}."]
+    return lines
+
+
+def headlines(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of each op the largest case, and of the engine all, on one thread."""
+    largest: dict[str, dict[str, Any]] = {}
+    kept = []
+    for row in rows:
+        if row["threads"] > 1:
+            continue
+        if row["op"] == "engine":
+            kept.append(row)
+            continue
+        before = largest.setdefault(row["op"], row)
+        if (row["flops"], row["bytes"]) > (before["flops"], before["bytes"]):
+            largest[row["op"]] = row
+    return [*largest.values(), *kept]
+
+
+def tables(rows: list[dict[str, Any]]) -> list[str]:
+    """Machine and versions, then the rows of ops and of the engine."""
+    last = max(rows, key=lambda row: row["date"])
+    versions = ", ".join(f"{name} {number}" for name, number in last["versions"].items())
+    title = f"{last['device']}, {last['isa']}; {versions}; {last['date']}, {last['commit']}"
+    ops = [row for row in rows if row["op"] != "engine"]
+    parts = [title, "", *lines(ops), ""]
+    if len(ops) < len(rows):
+        parts += [ENGINE_TITLE, "", *engine_lines([r for r in rows if r["op"] == "engine"]), ""]
+    return parts
+
+
 def block() -> str:
     """What stands between the README's markers."""
-    parts = []
-    for rows in committed().values():
-        last = max(rows, key=lambda row: row["date"])
-        versions = ", ".join(f"{name} {number}" for name, number in last["versions"].items())
-        title = f"{last['device']}, {last['isa']}; {versions}; {last['date']}, {last['commit']}"
-        parts += [title, "", *lines(rows), ""]
+    parts = [line for rows in committed().values() for line in tables(headlines(rows))]
     return "\n".join([BEGIN, "", *parts, END])
+
+
+def page() -> str:
+    """docs/benchmarks.md."""
+    return "\n".join([ALL_HEAD, *(line for rows in committed().values() for line in tables(rows))])
 
 
 def rewritten(readme: str) -> str:
@@ -65,12 +129,12 @@ def rewritten(readme: str) -> str:
 
 
 def main() -> int:
-    path = ROOT / "README.md"
-    old = path.read_text()
-    new = rewritten(old)
+    wanted = {README: rewritten(README.read_text()), ALL: page()}
+    stale = [path for path, text in wanted.items() if not path.exists() or path.read_text() != text]
     if "--check" in sys.argv[1:]:
-        return int(old != new)
-    path.write_text(new)
+        return int(bool(stale))
+    for path in stale:
+        path.write_text(wanted[path])
     return 0
 
 

@@ -33,7 +33,9 @@ from .prefix_tree import PrefixTree  # noqa: E402
 __version__ = "0.1.0"
 # These need transformers, which is imported when the first of them is used.
 _ENGINE = ("Cost", "Engine", "LinearHead", "OutOfPages", "Paths", "Unsupported", "register")
+_SEARCH = ("Budget", "curve", "solve", "stream")
 __all__ = [
+    "Budget",
     "Cost",
     "Engine",
     "LinearHead",
@@ -44,6 +46,7 @@ __all__ = [
     "TopKScore",
     "Unsupported",
     "copy_pages",
+    "curve",
     "explain",
     "lm_head_topk",
     "merge_states",
@@ -52,7 +55,9 @@ __all__ = [
     "sample",
     "select_beams",
     "shared_prefix_attention",
+    "solve",
     "store_kv",
+    "stream",
     "topk_score",
 ]
 
@@ -60,6 +65,8 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name in _ENGINE:
         return getattr(importlib.import_module(".engine", __name__), name)
+    if name in _SEARCH:
+        return getattr(importlib.import_module(".search", __name__), name)
     if name == "search":
         return importlib.import_module(".search", __name__)
     raise AttributeError(f"module 'pyttc' has no attribute {name!r}")

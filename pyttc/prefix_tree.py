@@ -125,8 +125,11 @@ class PrefixTree:
         host: tuple[torch.Tensor, ...] | None = None,
     ) -> PrefixTree:
         """A tree of ready int32 or int64 tensors of one device, held as they are, not checked here:
-        the ops check shapes and dtypes, and on the CPU values too, on every call. `host`: the five
-        on the CPU, if they are at hand."""
+        the ops check shapes and dtypes, and on the CPU values too, on every call.
+
+        `host`: the same five tensors on the CPU, for those who have them: then nobody has to wait for a
+        GPU to read them back.
+        """
         tree = cls.__new__(cls)
         tree.parents, tree.page_offsets, tree.page_ids = parents, page_offsets, page_ids
         tree.lengths, tree.leaves, tree.page_size = lengths, leaves, page_size
@@ -136,8 +139,8 @@ class PrefixTree:
 
     def plan(self, q: torch.Tensor, k_pages: torch.Tensor) -> list[torch.Tensor]:
         """The work list of `prefix_tree_attention` on a GPU for these heads: made at the first call and
-        kept, so that all layers of a model share it. A tree made by `from_tensors` of device tensors is
-        read back for it, which waits for the device.
+        kept, so that all layers of a model share it. A tree made by `from_tensors` of device tensors
+        alone is read back for it, which waits for the device.
         """
         most_paths = paths_of(q.shape[1] // k_pages.shape[2], q.dtype)
         key = (self.page_size, most_paths, self.parents.device)

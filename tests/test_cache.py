@@ -79,6 +79,14 @@ class Checked:
         self.paths = [p for i, p in enumerate(self.paths) if i not in set(which)]
         self.poison_unused()
 
+    def select(self, which: list[int]) -> None:
+        """What Paths.select does: those at `which`, in that order and maybe several times, stay."""
+        old = np.array([leaf for leaf, _ in self.paths], np.int64)
+        self.cache.share(old[which], np.ones(len(which), np.int64))
+        self.cache.release(old)
+        self.paths = [(self.paths[i][0], list(self.paths[i][1])) for i in which]
+        self.poison_unused()
+
     def read(self, leaf: int) -> list[float]:
         values: list[float] = []
         while leaf != ROOT:
@@ -161,6 +169,12 @@ class CacheMachine(RuleBasedStateMachine):
     def free(self, data: st.DataObject) -> None:
         self.checked.free(data.draw(self.some_paths()))
 
+    @rule(data=st.data())
+    def select(self, data: st.DataObject) -> None:
+        rows = st.sampled_from(range(len(self.checked.paths)))
+        if self.checked.paths:
+            self.checked.select(data.draw(st.lists(rows, max_size=12)))
+
     def some_paths(self) -> st.SearchStrategy[list[int]]:
         return (
             st.lists(st.sampled_from(range(len(self.checked.paths))), unique=True, max_size=8)
@@ -199,6 +213,10 @@ def test_a_million_operations():
                 times = int(rng.integers(1, 65))
                 checked.fork(int(rng.integers(paths)), times)
                 done += times
+            elif kind == 4:
+                kept = rng.integers(0, paths, min(paths, 300)).tolist()
+                checked.select(kept)
+                done += len(kept)
             elif kind <= 16:
                 which = rng.permutation(paths)[: int(rng.integers(1, 257))].tolist()
                 done += len(which)

@@ -195,4 +195,4 @@ def test_a_negated_view_is_read_negated():
     for got, expected in zip(
         pyttc.topk_score(negated, 4), pyttc.topk_score(logits, 4), strict=True
     ):
-        same(got, expected)
+        assert same(got, expected)

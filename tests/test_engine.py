@@ -9,8 +9,9 @@ import pytest
 import torch
 import transformers
 
+from benchmarks import llama as llama_model
 from pyttc import sample
-from pyttc.engine import Engine, OutOfPages, Unsupported
+from pyttc.engine import Engine, OutOfPages, Unsupported, attention
 from pyttc.engine import engine as engine_module
 from tests import tiny_models
 from tests.common import threads
@@ -47,6 +48,28 @@ def test_greedy_tokens_are_those_of_transformers_on_200_prompts(llama: Engine) -
     assert got == [tiny_models.plain_loop(model, p, 12) for p in given]
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kind", tiny_models.CONFIGS)
+def test_every_architecture_is_served_in_half_precision(
+    kind: str, dtype: torch.dtype, tmp_path: Any
+) -> None:
+    """Loading compares logits with transformers'; decoding must then agree with a prompt."""
+    engine = load(kind, tmp_path, dtype)
+    assert engine.model.dtype is engine.pool.k.dtype is dtype
+    given = prompts(8, 40, seed=8)
+    paths = engine.prefill(given).decode(max_new_tokens=6, temperature=0.7, until=[])
+    assert not paths.logprobs[:, 0].isnan().any()
+    whole = [[*prompt, *row] for prompt, row in zip(given, written(paths), strict=True)]
+    assert torch.equal(engine.prefill(whole, share=False).hidden(), paths.hidden())
+
+
+def test_a_checkpoint_changes_its_dtype_when_asked(tmp_path: Any) -> None:
+    folder = tiny_models.make("llama", tmp_path)
+    assert Engine.from_pretrained(folder, memory="1MiB").model.dtype is torch.float32
+    changed = Engine.from_pretrained(folder, dtype=torch.bfloat16, memory="1MiB")
+    assert changed.model.dtype is changed.pool.v.dtype is torch.bfloat16
+
+
 @pytest.mark.parametrize("kind", [k for k in tiny_models.CONFIGS if k != "llama"])
 def test_every_architecture_gives_the_tokens_of_transformers(kind: str, tmp_path: Any) -> None:
     engine = load(kind, tmp_path)
@@ -54,6 +77,23 @@ def test_every_architecture_gives_the_tokens_of_transformers(kind: str, tmp_path
     got = written(engine.prefill(given).decode(max_new_tokens=16, temperature=0))
     model = tiny_models.plain_model(str(tmp_path))
     assert got == [tiny_models.plain_loop(model, p, 16) for p in given]
+
+
+def test_sampled_tokens_are_those_of_a_plain_loop_on_200_prompts(llama: Engine) -> None:
+    model = tiny_models.plain_model(llama.model.config.name_or_path)
+    given = prompts(200, 40, seed=9)
+    paths = llama.prefill(given, seed=3).fork(1)
+    keys, ids = paths.sample_identity(np.arange(200))
+
+    def choose(logits: torch.Tensor, position: int, i: int) -> int:
+        who = {"seed": int(keys[i]), "path_ids": torch.tensor([int(ids[i])])}
+        return int(sample(logits, **who, positions=torch.tensor([position])).tokens)
+
+    paths.decode(max_new_tokens=8)
+    assert written(paths) == [
+        tiny_models.plain_loop(model, prompt, 8, lambda x, at, i=i: choose(x, at, i))
+        for i, prompt in enumerate(given)
+    ]
 
 
 def test_sampled_tokens_are_those_of_a_plain_loop(llama: Engine) -> None:
@@ -172,7 +212,7 @@ def test_memory_is_what_the_unique_tokens_need(llama: Engine) -> None:
 
 
 def test_prompt_given_to_generate_on_pyttc_kernels(tmp_path: Any) -> None:
-    for kind in ("llama", "qwen2_window", "gemma2"):
+    for kind in tiny_models.CONFIGS:
         folder = tiny_models.make(kind, tmp_path / kind)
         from pyttc.engine import register
 
@@ -212,6 +252,63 @@ def test_models_that_cannot_be_served_are_refused(config: str, reason: str, tmp_
         transformers.AutoModelForCausalLM.from_config(made).save_pretrained(tmp_path)
     with pytest.raises(Unsupported, match=reason):
         Engine.from_pretrained(tmp_path, memory="8MiB")
+
+
+def test_a_model_served_wrongly_would_be_refused(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tiny_models.make("gemma2", tmp_path)
+    right = attention.prefix_tree_attention
+
+    def no_softcap(*args: Any, softcap: float, **others: Any) -> Any:
+        return right(*args, **others)
+
+    monkeypatch.setattr(attention, "prefix_tree_attention", no_softcap)
+    with pytest.raises(Unsupported, match="differ from transformers'"):
+        Engine.from_pretrained(folder, memory="8MiB")
+
+
+def test_invariance_is_refused_to_experts_and_has_a_switch(tmp_path: Any) -> None:
+    shape = {**tiny_models.SHAPE, "num_local_experts": 4, "num_experts_per_tok": 2}
+    model = transformers.AutoModelForCausalLM.from_config(transformers.MixtralConfig(**shape))
+    model.save_pretrained(tmp_path)
+    with pytest.raises(Unsupported, match="batch_invariant=False"):
+        Engine.from_pretrained(tmp_path, memory="8MiB")
+    engine = Engine.from_pretrained(tmp_path, memory="8MiB", batch_invariant=False)
+    plain = tiny_models.plain_model(str(tmp_path))
+    (prompt,) = prompts(1, 40, seed=2)
+    got = written(engine.prefill([prompt]).decode(max_new_tokens=8, temperature=0))
+    assert got == [tiny_models.plain_loop(plain, prompt, 8)]
+
+
+def test_pickled_weights_are_not_loaded(tmp_path: Any) -> None:
+    folder = tiny_models.make("llama", tmp_path)
+    torch.save(tiny_models.plain_model(folder).state_dict(), tmp_path / "pytorch_model.bin")
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(OSError, match="safetensors"):
+        Engine.from_pretrained(folder, memory="8MiB")
+
+
+def test_memory_is_known_before_a_run(tmp_path: Any) -> None:
+    folder = tiny_models.make("llama", tmp_path)
+    page = Engine.from_pretrained(folder, memory="1MiB").pool.page_bytes
+    for length, paths, new in ((20, 8, 30), (32, 3, 16), (5, 1, 60), (33, 5, 1)):
+        # the last token of a path is never stored
+        probe = Engine.from_pretrained(folder, memory=1000 * page)
+        needed = probe.required_pages([length], paths, new - 1)
+        engine = Engine.from_pretrained(folder, memory=needed * page)
+        engine.eos = []
+        root = engine.prefill([3] * length)
+        (root.fork(paths) if paths > 1 else root).decode(max_new_tokens=new)
+        assert engine.required_pages([length], paths, new) >= needed
+
+
+@pytest.mark.nightly
+def test_host_takes_less_than_a_tenth_of_a_step() -> None:
+    """125M parameters, 32 paths, one thread, bfloat16: see benchmarks.llama for what is counted."""
+    with threads(1):
+        host, step = llama_model.host_part(torch.bfloat16, 32, 128)
+    assert host < 0.1 * step, (host, step)
 
 
 def test_rotary_embeddings_that_feel_the_batch_are_refused(tmp_path: Any) -> None:

@@ -1,5 +1,6 @@
 """The package as a whole: what it installs, what importing it costs, its command, its README."""
 
+import ast
 import json
 import os
 import re
@@ -15,8 +16,9 @@ import pytest
 import torch
 
 import pyttc
-from benchmarks import table
+from benchmarks import countdown, table
 from pyttc import _C, cli
+from pyttc.commands.info import information
 from pyttc.dispatch import IMPLS, ops
 
 ROOT = Path(__file__).parent.parent
@@ -63,7 +65,7 @@ def test_native_functions_refuse_other_arguments() -> None:
 def test_info_covers_every_op(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["info", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found == cli.information()
+    assert found == information()
     assert found["versions"]["torch"] == torch.__version__
     assert found["cpu"]["isa"] in ("generic", "avx2", "avx512", "amx")
     assert set(found["ops"]) == set(ops)
@@ -76,7 +78,7 @@ def test_info_covers_every_op(capsys: pytest.CaptureFixture[str]) -> None:
 def test_info_gives_every_reason(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["info"]) == 0
     said = capsys.readouterr().out
-    for name, impls in cli.information()["ops"].items():
+    for name, impls in information()["ops"].items():
         assert re.search(rf"^{name} ", said, re.M)
         for why in impls.values():
             assert why is None or why in said
@@ -120,6 +122,11 @@ def test_readme_code_runs() -> None:
 
 def test_readme_table_is_what_the_rows_say() -> None:
     assert table.rewritten(README) == README
+    assert table.page() == (ROOT / "docs" / "benchmarks.md").read_text()
+
+
+def test_readme_says_of_countdown_what_the_curve_says() -> None:
+    assert countdown.rewritten(README) == README
 
 
 def test_ci_runs_the_readme_command() -> None:
@@ -207,3 +214,49 @@ def test_cuda_demanded_without_nvcc_is_one_sentence(tmp_path: Path) -> None:
     made = build(tmp_path, "wheel", "--no-deps", ".", **homes)
     assert made.returncode != 0
     assert "PYTTC_CUDA=1 but there is no nvcc" in made.stdout + made.stderr
+
+
+FORBIDDEN = {
+    "eval",
+    "exec",
+    "pickle",
+    "cloudpickle",
+    "marshal",
+    "shelve",
+    "torch.load",
+    "os.system",
+}
+
+
+def names_in(tree: ast.AST) -> set[str]:
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            found.add(node.func.id)
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            found.add(f"{node.value.id}.{node.attr}")
+        if isinstance(node, ast.Import):
+            found |= {alias.name.partition(".")[0] for alias in node.names}
+        if isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module.partition(".")[0])
+        if isinstance(node, ast.keyword) and node.arg in ("shell", "trust_remote_code"):
+            found.add(node.arg)
+    return found
+
+
+def test_nothing_in_the_package_runs_what_it_reads() -> None:
+    sources = [p for d in ("pyttc", "triton_kernels") for p in (ROOT / d).rglob("*.py")]
+    assert len(sources) > 50
+    for source in sources:
+        assert not names_in(ast.parse(source.read_text())) & (FORBIDDEN | {"shell"}), source
+    planted = "import pickle\ntorch.load(x)\neval(y)\nrun(z, shell=True)"
+    assert names_in(ast.parse(planted)) >= {"pickle", "torch.load", "eval", "shell"}
+
+
+def test_the_table_of_known_bugs_names_tests_that_exist() -> None:
+    table = (ROOT / "docs" / "known_bugs.md").read_text()
+    tests = "".join(p.read_text() for p in (ROOT / "tests").rglob("*.py"))
+    named = set(re.findall(r"`(test_\w+[a-z])`", table))
+    assert len(named) > 20
+    for name in named:
+        assert f"def {name}(" in tests, name

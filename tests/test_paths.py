@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 import time
 from pathlib import Path
@@ -13,7 +14,9 @@ import numpy as np
 import pytest
 import torch
 
-from pyttc.engine import Engine, LinearHead
+import pyttc.engine as engine_package
+from pyttc.engine import Engine, LinearHead, pool
+from pyttc.ops import copy_pages
 from tests import tiny_models
 
 
@@ -97,12 +100,41 @@ def test_stop_tokens_and_lengths_are_each_paths_own(no_eos: Engine) -> None:
         assert row == (full[: full.index(stop) + 1] if stop in full else full)
 
 
+def test_a_path_at_its_stop_leaves_the_batch_at_once(
+    no_eos: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows: list[int] = []
+    run = no_eos.run
+
+    def counted(leaves: Any, *others: Any) -> Any:
+        rows.append(leaves.size)
+        return run(leaves, *others)
+
+    monkeypatch.setattr(no_eos, "run", counted)
+    limits = np.array([1, 2, 2, 4, 7, 7, 7, 7])
+    no_eos.prefill("the").fork(8, seed=0).decode(max_new_tokens=limits)
+    # the prompt, whose pass gives the first token; then those that want another
+    assert rows == [1] + [int((limits > step).sum()) for step in range(1, 7)]
+
+
 def test_parameters_for_each_path(no_eos: Engine) -> None:
-    temperature = torch.tensor([0.0, 1.0, 0.0, 2.0])
-    mixed = no_eos.prefill("the").fork(4).decode(max_new_tokens=9, temperature=temperature)
-    for i, t in enumerate(temperature.tolist()):
-        alone = no_eos.prefill("the").fork(1, start=i).decode(max_new_tokens=9, temperature=t)
+    settings: dict[str, Any] = {
+        "temperature": [0.0, 1.0, 3.0, 2.0, 2.0, 2.0],
+        "top_k": [0, 0, 2, 0, 0, 0],
+        "top_p": [1.0, 1.0, 1.0, 0.3, 1.0, 1.0],
+        "min_p": [0.0, 0.0, 0.0, 0.0, 0.5, 0.0],
+    }
+    mask = torch.full((6, 10), -1, dtype=torch.int32)
+    mask[5, :7] = 0  # tokens from 224 on
+    mixed = no_eos.prefill("the").fork(6).decode(max_new_tokens=9, mask=mask, **settings)
+    plain = no_eos.prefill("the").fork(6).decode(max_new_tokens=9)
+    for i in range(6):
+        own = {name: values[i] for name, values in settings.items()}
+        alone = no_eos.prefill("the").fork(1, start=i)
+        alone.decode(max_new_tokens=9, mask=mask[i], **own)
         assert written(alone)[0] == written(mixed)[i]
+        assert (written(plain)[i] == written(mixed)[i]) == (i == 1)
+    assert min(written(mixed)[5]) >= 224
 
 
 def test_done_paths_rest_until_they_are_lengthened(engine: Engine) -> None:
@@ -233,8 +265,36 @@ def test_cost_has_two_columns(no_eos: Engine) -> None:
     assert ran.kv_bytes_read == read * prices.kv_bytes
     assert alone.kv_bytes_held == 10 * 110 * prices.kv_bytes
     assert ran.kv_bytes_held == (7 + 10) * no_eos.pool.page_bytes
-    assert paths.cost is root.cost and paths.cost.seconds > 0
-    assert "unshared" in str(paths.cost)
+    assert paths.cost is root.cost and paths.cost.seconds == ran.seconds > 0
+    assert all(field in str(paths.cost) for field in ("unshared", *vars(ran)))
+    # the estimate of the time: what is more, at the best rates there have been
+    rates = no_eos.rates
+    more = (alone.flops - ran.flops) / rates.flops
+    more += (alone.kv_bytes_read - ran.kv_bytes_read) / rates.bytes
+    assert alone.seconds == pytest.approx(ran.seconds + more) and more > 0
+    assert ran.seconds * rates.flops >= ran.flops  # nothing ran faster
+
+
+def test_scorers_are_on_the_bill(no_eos: Engine) -> None:
+    paths = no_eos.prefill("the steps").fork(6, seed=0).decode(max_new_tokens=5)
+    ran, alone, prices = paths.cost.ran, paths.cost.unshared, no_eos.prices
+    before = ran.flops, alone.flops, ran.seconds
+    paths.score(LinearHead(torch.ones(64)))
+    length = int(paths.lengths[0]) - 1
+    last = prices.pass_flops(np.full(6, length), np.ones(6, np.int64)) + 2 * 6 * 64
+    assert ran.flops - before[0] == pytest.approx(last) == alone.flops - before[1]
+
+    def slow(paths: Any) -> list[float]:
+        time.sleep(0.05)
+        return [0.0] * len(paths)
+
+    before = ran.flops, alone.flops, ran.seconds
+    paths.score(slow)
+    assert ran.seconds >= before[2] + 0.05 and ran.flops == before[0]
+    # neither a caller's stop_if nor what is between calls is
+    before = ran.flops, alone.flops, ran.seconds
+    paths.decode(max_new_tokens=3, stop_if=lambda *_: time.sleep(0.1))
+    assert ran.seconds < before[2] + 0.2
 
 
 def test_stop_if_sees_every_step(no_eos: Engine) -> None:
@@ -266,6 +326,33 @@ def test_interrupt_leaves_what_was_decoded(no_eos: Engine) -> None:
     assert written(paths) == written(whole)
 
 
+def test_interrupts_of_a_prompt_and_a_score_are_clean(
+    no_eos: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passes: list[int] = []
+    one_pass = no_eos._pass
+
+    def press(*args: Any) -> Any:
+        passes.append(1)
+        if len(passes) == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        return one_pass(*args)
+
+    held = no_eos.kv_bytes
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(no_eos, "_pass", press)
+        no_eos.prefill([3] * 3000)
+    assert len(passes) == 2 and no_eos.kv_bytes == held
+    paths = no_eos.prefill("the").fork(4, seed=0).decode(max_new_tokens=3)
+    passes.pop()  # the next is the second
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(no_eos, "_pass", press)
+        paths.score(LinearHead(torch.ones(64)))
+    same = no_eos.prefill("the").fork(4, seed=0).decode(max_new_tokens=3)
+    assert torch.equal(paths.hidden(), same.hidden())
+    assert written(paths.decode(max_new_tokens=3)) == written(same.decode(max_new_tokens=3))
+
+
 def test_a_failed_pass_changes_nothing(no_eos: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     paths = no_eos.prefill("the steps; then").fork(4, seed=0).decode(max_new_tokens=3)
     used = no_eos.kv_bytes
@@ -289,6 +376,23 @@ def test_a_failed_pass_changes_nothing(no_eos: Engine, monkeypatch: pytest.Monke
     ("arguments", "message"),
     [
         ({"until": ""}, "until"),
+        ({"until": 1.5}, "until"),
+        ({"until": [None]}, "until"),
+        ({"max_new_tokens": -1}, "max_new_tokens"),
+        ({"max_new_tokens": 1.5}, "max_new_tokens"),
+        ({"max_new_tokens": [1, 2]}, "max_new_tokens"),
+        ({"temperature": "hot"}, "temperature"),
+        ({"temperature": None}, "temperature"),
+        ({"temperature": float("nan")}, "temperature"),
+        ({"top_k": 1.5}, "top_k"),
+        ({"top_p": 2.0}, "top_p"),
+        ({"min_p": [0.0, -1.0, 0.0]}, "min_p"),
+        ({"mask": [1]}, "mask"),
+        ({"mask": torch.ones(3, 10)}, "mask"),
+        ({"mask": torch.ones(2, 10, dtype=torch.int32)}, "mask"),
+        ({"confidence": -1}, "confidence"),
+        ({"confidence": 321}, "confidence"),
+        ({"stop_if": 3}, "stop_if"),
         ({"until": [999]}, "until"),
         ({"temperature": [1.0, 2.0]}, "temperature"),
         ({"temperature": -1.0}, "temperature"),
@@ -296,28 +400,166 @@ def test_a_failed_pass_changes_nothing(no_eos: Engine, monkeypatch: pytest.Monke
 )
 def test_wrong_arguments_are_named(no_eos: Engine, arguments: Any, message: str) -> None:
     paths = no_eos.prefill("the").fork(3)
-    with pytest.raises(ValueError, match=message):
-        paths.decode(max_new_tokens=2, **arguments)
+    with pytest.raises((ValueError, TypeError), match=f"^{message}: got|^{message}: element"):
+        paths.decode(**{"max_new_tokens": 2, **arguments})
     assert written(paths) == [[], [], []]
-    for call in (lambda: paths.select([3]), lambda: paths.select([-1])):
-        with pytest.raises(IndexError, match="indices"):
-            call()
-    with pytest.raises(ValueError, match="tokens"):
-        no_eos.prefill([5, 320])
+
+
+WRONG: list[tuple[str, Any]] = [
+    ("prompts", lambda e, p: e.prefill([])),
+    ("prompts", lambda e, p: e.prefill([["the"]])),
+    ("prompts", lambda e, p: e.prefill(["the", []])),
+    ("prompts", lambda e, p: e.prefill(["the", None])),
+    ("prompts", lambda e, p: e.prefill(3)),
+    ("prompts", lambda e, p: e.prefill([0.5])),
+    ("prompts", lambda e, p: e.prefill([5, 320])),
+    ("prompts", lambda e, p: e.prefill([3] * 5001)),
+    ("seed", lambda e, p: e.prefill("the", seed=0.5)),
+    ("seed", lambda e, p: p.fork(2, seed="a")),
+    ("seed", lambda e, p: p.fork(2, seed=2**64)),
+    ("n", lambda e, p: p.fork(-1)),
+    ("n", lambda e, p: p.fork(1.5)),
+    ("n", lambda e, p: p.fork([1, 2])),
+    ("start", lambda e, p: p.fork(2, start=-1)),
+    ("text", lambda e, p: p.append(None)),
+    ("text", lambda e, p: p.append(["a", "b"])),
+    ("text", lambda e, p: p.append([[5], [320], []])),
+    ("text", lambda e, p: p.append([3] * 5000)),
+    ("indices", lambda e, p: p.select([3])),
+    ("indices", lambda e, p: p.select([-1])),
+    ("indices", lambda e, p: p.select([0.5])),
+    ("indices", lambda e, p: p.select(None)),
+    ("indices", lambda e, p: p.select([True, False])),
+    ("scorer", lambda e, p: p.score(3)),
+    ("scorer", lambda e, p: p.score(lambda paths: [1.0])),
+    ("scorer", lambda e, p: p.score(lambda paths: "good")),
+    ("weight", lambda e, p: p.score(LinearHead(torch.ones(63)))),
+    ("weight", lambda e, p: LinearHead(torch.ones(2, 3))),
+    ("bias", lambda e, p: LinearHead(torch.ones(3), torch.ones(2))),
+    ("activation", lambda e, p: LinearHead(torch.ones(3), activation="relu")),
+    ("paths", lambda e, p: e.required_pages([4], paths=0)),
+    ("new_tokens", lambda e, p: e.required_pages([4], new_tokens=-1)),
+    ("memory", lambda e, p: Engine(e.model, memory="much")),
+    ("memory", lambda e, p: Engine(e.model, memory=8)),
+    ("memory", lambda e, p: Engine(e.model, memory=0.5)),
+    ("page_size", lambda e, p: Engine(e.model, memory="1MiB", page_size=0)),
+    ("page_size", lambda e, p: Engine(e.model, memory="1MiB", page_size=257)),
+    ("device", lambda e, p: Engine.from_pretrained("x", device="toaster")),
+    ("device", lambda e, p: Engine.from_pretrained("x", device="cuda:99")),
+    ("dtype", lambda e, p: Engine.from_pretrained("x", dtype=torch.float64)),
+    ("source", lambda e, p: Engine.from_pretrained("/nowhere/at/all")),
+]
+
+
+def test_wrong_arguments_of_every_verb_are_named(no_eos: Engine) -> None:
+    paths = no_eos.prefill("the").fork(3)
+    held = no_eos.kv_bytes
+    for name, call in WRONG:
+        with pytest.raises((ValueError, TypeError, IndexError, OSError), match=f"^{name}: g"):
+            call(no_eos, paths)
+        assert len(paths) == 3 and written(paths) == [[], [], []]
+        assert no_eos.kv_bytes == held
+    paths.decode(max_new_tokens=2)
 
 
 def test_fork_of_256_paths_takes_microseconds(no_eos: Engine) -> None:
     parent = no_eos.prefill([3] * 1000).fork(1, seed=0).decode(max_new_tokens=9)
     held, times = no_eos.kv_bytes, []
-    for _ in range(30):
+    for _ in range(400):
         start = time.thread_time()
         forks = parent.fork(256)
         times.append(time.thread_time() - start)
         assert no_eos.kv_bytes == held
         forks.free()
-    # the goal is 100 microseconds; the bound leaves room for a busy machine
-    assert sorted(times)[15] < 300e-6, f"{sorted(times)[15] * 1e6:.0f} us"
-    print(f"fork of 256 paths: {sorted(times)[15] * 1e6:.0f} us")
+    # neighbours on the machine only ever add
+    assert min(times) < 100e-6, f"{min(times) * 1e6:.0f} us"
+
+
+@pytest.fixture
+def copies(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The number of pages of each call of copy_pages."""
+    calls: list[int] = []
+
+    def counted(k: Any, v: Any, source: torch.Tensor, target: torch.Tensor) -> None:
+        calls.append(source.numel())
+        copy_pages(k, v, source, target)
+
+    monkeypatch.setattr(pool, "copy_pages", counted)
+    return calls
+
+
+def test_a_fork_moves_partial_pages_only_in_one_call(no_eos: Engine, copies: list[int]) -> None:
+    # a path's last token is stored by the pass that follows it: 1,005 tokens here, the last 13 of them in
+    # a page that is partly full, and 1,008 there, which are whole pages
+    for tokens, moved in ((6, [256]), (9, [])):
+        parent = no_eos.prefill([3] * 1000).fork(1, seed=0).decode(max_new_tokens=tokens)
+        copies.clear()
+        forks = parent.fork(256)
+        assert copies == []
+        forks.decode(max_new_tokens=3)
+        assert copies == moved
+
+
+def test_reordering_moves_no_keys(no_eos: Engine, copies: list[int]) -> None:
+    paths = no_eos.prefill("the steps; then the").fork(16, seed=0).decode(max_new_tokens=20)
+    copies.clear()
+    k, v = no_eos.pool.k.clone(), no_eos.pool.v.clone()
+    paths.select(torch.randperm(16, generator=torch.Generator().manual_seed(0)))
+    assert torch.equal(k.view(torch.int32), no_eos.pool.k.view(torch.int32))
+    assert torch.equal(v.view(torch.int32), no_eos.pool.v.view(torch.int32))
+    free = no_eos.free_pages
+    paths.select(np.arange(0, 16, 2))
+    assert no_eos.free_pages > free  # at once, not when somebody needs pages
+    paths.decode(max_new_tokens=3)
+    assert copies == []
+
+
+def test_no_loop_over_paths_a_token(no_eos: Engine) -> None:
+    """The bytecode that a step of the engine runs is as long for 256 paths as for 16."""
+    ours, count = str(Path(engine_package.__file__).parent), [0]
+
+    def trace(frame: Any, event: str, _: Any) -> Any:
+        if not frame.f_code.co_filename.startswith(ours):
+            return None
+        frame.f_trace_opcodes = True
+        count[0] += event == "opcode"
+        return trace
+
+    tilde = no_eos.tokenizer.convert_tokens_to_ids("~")
+    mask = torch.full((10,), -1, dtype=torch.int32)
+    mask[tilde // 32] &= ~(1 << tilde % 32)
+    counts = []
+    for n in (16, 256):
+        # all within one page; nobody may write the last letter of the stop
+        paths = no_eos.prefill("the").fork(n, seed=0).decode(max_new_tokens=2)
+        steps: list[int] = []
+
+        def note(paths: Any, running: Any, steps: list[int] = steps) -> None:
+            steps.append(count[0])
+
+        before = sys.gettrace()
+        sys.settrace(trace)
+        try:
+            paths.decode("xy~", 5, mask=mask, confidence=2, stop_if=note)
+        finally:
+            sys.settrace(before)
+        counts.append(min(np.diff(steps)))
+    assert counts[0] > 500 and counts[1] < 1.2 * counts[0], counts
+
+
+def test_a_long_run_shows_a_bar(
+    no_eos: Engine, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich draws as on a terminal
+    no_eos.prefill("the").fork(4).decode(max_new_tokens=5, progress=True)
+    assert "decoding" in capsys.readouterr().err
+    paths = no_eos.prefill("the").fork(64).decode(max_new_tokens=40)
+    assert capsys.readouterr().err == ""  # nobody looks
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    paths.decode(max_new_tokens=2)
+    assert capsys.readouterr().err == ""  # not worth a bar
+    paths.decode(max_new_tokens=40)
+    assert "decoding" in capsys.readouterr().err
 
 
 def test_draws_belong_to_seed_prompt_and_path(no_eos: Engine) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from ..ops import sample
+from .arguments import array_of, for_each, whole_number, whole_numbers
 from .cache import Ints
 from .stops import Stops, Until
 
@@ -41,7 +42,13 @@ def decode(
     is_eos = np.zeros(engine.model.vocab, bool)
     is_eos[[token for token in engine.eos if token < is_eos.size]] = True
     room = engine.max_length - paths.lengths
-    limit = room if max_new_tokens is None else np.broadcast_to(np.asarray(max_new_tokens), n)
+    limit = room
+    if max_new_tokens is not None:
+        limit = for_each("max_new_tokens", whole_numbers("max_new_tokens", max_new_tokens, 0), n)
+    confidence = whole_number("confidence", confidence, 0, min(engine.model.vocab, 1024))
+    mask = checked_mask(mask, n, engine.model.vocab, device)
+    if stop_if is not None and not callable(stop_if):
+        raise TypeError(f"stop_if: got {type(stop_if).__name__}, expected a callable or None")
     rows: dict[str, Any] = {
         name: per_path(name, value, n, device) for name, value in sampling.items()
     }
@@ -51,7 +58,7 @@ def decode(
     running = running[paths.ends[running] == 0]
     paths.begin_writing()
     decoded = np.zeros(n, np.int64)
-    start, charged = time.perf_counter(), 0.0
+    begun = time.perf_counter()
     with (
         bar(progress, int(np.minimum(limit, room)[running].sum())) as advance,
         held_interrupts() as check,
@@ -70,7 +77,7 @@ def decode(
                 seed=seed,
                 path_ids=path_ids,
                 positions=positions,
-                mask=mask_rows(mask, at),
+                mask=mask if mask is None else mask[at],
                 topk=confidence,
                 **here,
             )
@@ -99,39 +106,51 @@ def decode(
             paths.ends[running] = ends
             advance(running.size)
             running = running[ends == 0]
-            spent = time.perf_counter() - start
-            paths.cost.seconds += spent - charged
-            charged = spent
+            paths.cost.took(time.perf_counter() - begun)
             if stop_if is not None and running.size:
                 stop = stop_if(paths, running)
                 if stop is not None:
-                    stop = np.broadcast_to(np.asarray(stop, bool), running.shape)
+                    stop = array_of("stop_if", stop, "to be given bools").astype(bool)
+                    stop = for_each("stop_if", stop, running.size)
                     paths.ends[running[stop]] = STOPPED
                     running = running[~stop]
             check()
+            begun = time.perf_counter()
 
 
 def per_path(name: str, value: Any, n: int, device: torch.device) -> Any:
     """A number as it is, anything else as a tensor [n]."""
     if isinstance(value, (int, float)):
         return value
-    tensor = torch.as_tensor(value).to(device)
+    if not isinstance(value, torch.Tensor):
+        value = torch.from_numpy(array_of(name, value, f"a number or [{n}]").copy())
+    tensor = value.to(device)
     if tensor.shape != (n,):
         raise ValueError(f"{name}: got shape {list(tensor.shape)}, expected a number or [{n}]")
-    return tensor if tensor.dtype.is_floating_point else tensor.long()
+    return tensor.float() if tensor.dtype.is_floating_point else tensor.long()
 
 
-def mask_rows(mask: torch.Tensor | None, at: torch.Tensor) -> torch.Tensor | None:
+def checked_mask(
+    mask: torch.Tensor | None, n: int, vocab: int, device: torch.device
+) -> torch.Tensor | None:
+    """[n, words] on the device, or None."""
     if mask is None:
         return None
-    mask = mask.to(at.device)
-    return mask.expand(at.shape[0], -1) if mask.dim() == 1 else mask[at]
+    words = -(-vocab // 32)
+    if not isinstance(mask, torch.Tensor) or mask.dtype is not torch.int32:
+        kind = mask.dtype if isinstance(mask, torch.Tensor) else type(mask).__name__
+        raise TypeError(f"mask: got {kind}, expected a tensor of int32, a bit a token")
+    if mask.shape not in ((words,), (n, words)):
+        raise ValueError(
+            f"mask: got shape {list(mask.shape)}, expected [{words}] or [{n}, {words}]"
+        )
+    return mask.to(device).expand(n, words)
 
 
 @contextlib.contextmanager
 def held_interrupts() -> Iterator[Callable[[], None]]:
-    """Puts Ctrl-C off to the end of a step: the yielded function raises it. A second one is not put
-    off."""
+    """Puts Ctrl-C off to the end of a step: the yielded function raises it, or the end of the block. A
+    second one is not put off."""
     if threading.current_thread() is not threading.main_thread():
         yield lambda: None
         return
@@ -152,6 +171,7 @@ def held_interrupts() -> Iterator[Callable[[], None]]:
         yield check
     finally:
         signal.signal(signal.SIGINT, before)
+    check()
 
 
 @contextlib.contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from .arguments import whole_number, whole_numbers
 from .attention import Step
 from .cache import Ints, OutOfPages, PathCache, pages_for, ragged
-from .cost import Cost, Prices, Work
+from .cost import Cost, Prices, Rates
+from .decode import held_interrupts
 from .model import RowModel, load
 from .paths import Paths
 from .pool import KVPool
@@ -65,7 +67,9 @@ class Engine:
             head=2.0 * model.head_parameters,
             attention=4.0 * model.layers * model.heads * model.head_dim,
             kv_bytes=self.pool.token_bytes,
+            weight_bytes=(model.parameters + model.head_parameters) * model.dtype.itemsize,
         )
+        self.rates = Rates()
 
     @classmethod
     def from_pretrained(
@@ -93,9 +97,7 @@ class Engine:
         Raises:
             Unsupported: for a model that cannot be served exactly, with the reason.
         """
-        if device is None:
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        model = load(str(source), torch.device(device), dtype, batch_invariant)
+        model = load(str(source), chosen_device(device), dtype, batch_invariant)
         engine = cls(model, load_tokenizer(str(source)), memory=memory, page_size=page_size)
         check_answers(engine)
         return engine
@@ -120,13 +122,16 @@ class Engine:
         counted. Compare with `free_pages`; a page is `pool.page_bytes` bytes.
         """
         ps = self.cache.page_size
+        paths, new_tokens = (
+            whole_number("paths", paths, 1),
+            whole_number("new_tokens", new_tokens, 0),
+        )
         if isinstance(prompts, int):
             prompts = [prompts]
-        lengths: list[int] = (
-            list(prompts)
-            if not isinstance(prompts, str) and all(isinstance(p, int) for p in prompts)
-            else [p.size for p in self.encode_all(prompts)]
-        )
+        if not isinstance(prompts, str) and all(isinstance(p, int) for p in prompts):
+            lengths = whole_numbers("prompts", prompts, 1).tolist()
+        else:
+            lengths = [p.size for p in self.encode_all(prompts)]
         if paths == 1:
             return int(sum(pages_for(n + new_tokens, ps) for n in lengths))
         return int(
@@ -142,29 +147,37 @@ class Engine:
 
     def encode_all(self, prompts: Any) -> list[npt.NDArray[np.int32]]:
         """One prompt or many, text or token ids, as arrays of ids."""
-        single = isinstance(prompts, str) or (
-            len(prompts) > 0
-            and not isinstance(prompts[0], (str, list, tuple, np.ndarray, torch.Tensor))
-        )
-        if isinstance(prompts, torch.Tensor):
-            single = prompts.dim() < 2
+        single = self.is_single("prompts", prompts)
         return [self.encode(p) for p in ([prompts] if single else prompts)]
 
-    def encode(self, text: Prompt, special: bool = True) -> npt.NDArray[np.int32]:
+    @staticmethod
+    def is_single(name: str, texts: Any) -> bool:
+        """Whether `texts` is one text or list of ids, and not several."""
+        if isinstance(texts, str):
+            return True
+        if not isinstance(texts, (Sequence, np.ndarray, torch.Tensor)):
+            kind = type(texts).__name__
+            raise TypeError(f"{name}: got {kind}, expected a text, token ids, or a list of either")
+        if isinstance(texts, (np.ndarray, torch.Tensor)):
+            return texts.ndim < 2
+        several = (str, list, tuple, np.ndarray, torch.Tensor)
+        return len(texts) > 0 and not isinstance(texts[0], several)
+
+    def encode(
+        self, text: Prompt, special: bool = True, name: str = "prompts"
+    ) -> npt.NDArray[np.int32]:
         """Text or ids as an array of ids; `special`: with what the tokenizer puts around a text."""
         if isinstance(text, str):
             if self.tokenizer is None:
                 raise ValueError(
-                    "prompts: got text, but this engine has no tokenizer: give token ids"
+                    f"{name}: got text, but this engine has no tokenizer: give token ids"
                 )
             ids = np.array(self.tokenizer(text, add_special_tokens=special)["input_ids"], np.int64)
-        elif isinstance(text, torch.Tensor):
-            ids = text.cpu().numpy().reshape(-1)
         else:
-            ids = np.asarray(text, np.int64).reshape(-1)
+            ids = whole_numbers(name, text).reshape(-1)
         if ids.size and not 0 <= int(ids.min()) <= int(ids.max()) < self.model.vocab:
             raise ValueError(
-                f"tokens: got {int(ids.min())} to {int(ids.max())}, expected ids from 0 to "
+                f"{name}: got tokens {int(ids.min())} to {int(ids.max())}, expected ids from 0 to "
                 f"{self.model.vocab - 1}"
             )
         return ids.astype(np.int32)
@@ -175,16 +188,19 @@ class Engine:
         """Runs prompts through the model: Paths, one a prompt.
 
         Args:
-            prompts: a text, a list of token ids, or a list of either.
+            prompts: a text, a list of token ids, or a list of either. A text gets the special
+                tokens its tokenizer puts around one, and no chat template.
             seed: of the draws of what is made of these paths, if fork names no other.
             share: look for whole pages that a prompt has in common with one already held, by token
                 ids, and use them. The results are the same bits either way.
 
         Raises:
-            OutOfPages: nothing was changed.
+            OutOfPages, KeyboardInterrupt: nothing was changed.
         """
         start = time.perf_counter()
-        encoded = self.encode_all(prompts)
+        encoded, seed = self.encode_all(prompts), whole_number("seed", seed)
+        if not encoded:
+            raise ValueError("prompts: got none, expected at least one")
         self.collect()
         for ids in encoded:
             if not 1 <= ids.size <= self.max_length:
@@ -193,7 +209,7 @@ class Engine:
                 )
         leaves: list[int] = []
         known: list[int] = []
-        cost = Cost(Work(), Work())
+        cost = Cost(self.prices, self.rates)
         try:
             for ids in encoded:
                 leaf, matched = self.cache.new(ids, share)
@@ -204,7 +220,8 @@ class Engine:
             before = np.array(known, np.int64)
             counts: Ints = np.array([ids.size for ids in encoded], np.int64) - before
             tokens = np.concatenate([ids[n:] for ids, n in zip(encoded, known, strict=True)])
-            hidden = self.run(np.array(leaves, np.int64), before, counts, tokens)
+            with held_interrupts() as check:
+                hidden = self.run(np.array(leaves, np.int64), before, counts, tokens, check)
         except OutOfPages as error:
             self.cache.release(np.array(leaves, np.int64))
             needed = self.required_pages([ids.size for ids in encoded])
@@ -215,16 +232,24 @@ class Engine:
         paths = Paths(self, np.array(leaves, np.int64), encoded, hidden, seed, cost)
         lengths = before + counts
         cost.prompted(int(counts.sum()), int(lengths.sum()))
-        cost.passed(self.prices, before, counts, self.cache.tokens_under(paths.leaves))
-        cost.unshared.flops += self.prices.pass_flops(before * 0, before)
-        cost.held(self.prices, self.kv_bytes, lengths)
-        cost.seconds += time.perf_counter() - start
+        cost.passed(before, counts, self.cache.tokens_under(paths.leaves))
+        cost.matched(before)
+        cost.held(self.kv_bytes, lengths)
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        cost.took(time.perf_counter() - start)
         return paths
 
     def run(
-        self, leaves: Ints, first: Ints, counts: Ints, tokens: npt.NDArray[np.int32]
+        self,
+        leaves: Ints,
+        first: Ints,
+        counts: Ints,
+        tokens: npt.NDArray[np.int32],
+        check: Callable[[], None] = lambda: None,
     ) -> torch.Tensor:
-        """The model over counts[i] >= 1 tokens of path i from first[i] on; room was made.
+        """The model over counts[i] >= 1 tokens of path i from first[i] on; room was made. Calls
+        `check` between chunks.
 
         Returns:
             The hidden state [paths, H] of each path's last token.
@@ -237,6 +262,7 @@ class Engine:
         last = np.cumsum(counts) - 1
         parts = []
         for at in range(0, rows.size, CHUNK):
+            check()
             chunk = slice(at, at + CHUNK)
             hidden = self._pass(tokens[chunk], positions[chunk], leaves[rows[chunk]], None)
             wanted = last[(last >= at) & (last < at + CHUNK)] - at
@@ -258,6 +284,20 @@ class Engine:
         packed[2, rows:] = -1
         ids, at, to = torch.from_numpy(packed).to(self.device)
         return self.model.hidden(ids, at, Step(self.pool.k, self.pool.v, to, tree))
+
+
+def chosen_device(device: str | torch.device | None) -> torch.device:
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"device: got {device!r}, expected 'cpu' or 'cuda'") from error
+    if chosen.type not in ("cpu", "cuda"):
+        raise ValueError(f"device: got {device!r}, expected 'cpu' or 'cuda'")
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"device: got {device!r}, but {torch.cuda.device_count()} can be used")
+    return chosen
 
 
 def load_tokenizer(source: str) -> Any:

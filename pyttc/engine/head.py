@@ -29,12 +29,17 @@ class LinearHead:
         bias: torch.Tensor | float = 0.0,
         activation: str | None = "sigmoid",
     ) -> None:
+        if not isinstance(weight, torch.Tensor) or not weight.numel():
+            raise TypeError(f"weight: got {type(weight).__name__}, expected a tensor [H] or [1, H]")
+        bias = torch.as_tensor(bias)
+        if bias.numel() != 1:
+            raise ValueError(f"bias: got shape {list(bias.shape)}, expected one number")
         if weight.numel() != weight.shape[-1]:
             raise ValueError(f"weight: got shape {list(weight.shape)}, expected [H] or [1, H]")
         if activation not in ("sigmoid", None):
             raise ValueError(f"activation: got {activation!r}, expected 'sigmoid' or None")
         self.weight = weight.reshape(-1).float()
-        self.bias = torch.as_tensor(bias).float().reshape(())
+        self.bias = bias.float().reshape(())
         self.activation = activation
 
     @classmethod

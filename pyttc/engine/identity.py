@@ -51,9 +51,11 @@ def child_ids(
 
     `fresh` marks paths that are prompts: they have written nothing and are no forks.
     """
+    if fresh.all():
+        return k
     of = mix(mix(ids.astype(np.uint64)) ^ lengths.astype(np.uint64))
     mixed = (mix(of[parents] ^ k.astype(np.uint64)) >> np.uint64(1)).astype(np.int64)
-    return np.where(fresh[parents], k, mixed)
+    return np.where(fresh[parents], k, mixed) if fresh.any() else mixed
 
 
 def sample_keys(

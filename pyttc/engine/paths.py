@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +11,10 @@ import numpy.typing as npt
 import torch
 
 from . import history
+from .arguments import array_of, for_each, whole_number, whole_numbers
 from .cache import Ints
 from .cost import Cost
-from .decode import decode
+from .decode import decode, held_interrupts
 from .history import Segment
 from .identity import child_ids, prompt_word, sample_keys
 from .stops import Until
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 # why a path stopped in its last decode call; "" while it has not
 ENDS = ("", "eos", "until", "length", "context", "invalid", "stopped")
 ARRAYS = ("leaves", "prompt", "lengths", "path_ids", "parents", "depth", "seeds", "ends", "rows")
-DONE = (1, 4, 5)  # those after which a path cannot go on
+DONE = np.isin(np.arange(len(ENDS)), (1, 4, 5))  # those after which a path cannot go on
 
 
 class Paths:
@@ -84,8 +84,8 @@ class Paths:
 
     @property
     def logprobs(self) -> torch.Tensor:
-        """float32 [N, T]: log-probability of each token, at the temperature it was drawn at; NaN
-        for appended tokens and past the end."""
+        """float32 [N, T]: log-probability of each token, at the temperature it was drawn at but
+        before top_k, top_p, min_p and mask; NaN for appended tokens and past the end."""
         return self._padded("logprobs", torch.nan)
 
     @property
@@ -103,7 +103,7 @@ class Paths:
     @property
     def done(self) -> npt.NDArray[np.bool_]:
         """[N]: whether the path ended for good (end of text, model's length, invalid logits)."""
-        return np.isin(self.ends, DONE)
+        return DONE[self.ends]
 
     @property
     def ended(self) -> list[str]:
@@ -153,21 +153,25 @@ class Paths:
             start: the number of the first fork. The k-th fork of a path is the same path, with the
                 same draws, whatever n is: fork(64) is fork(16) and fork(48, start=16).
         """
-        times = np.broadcast_to(np.asarray(n, np.int64), self.leaves.shape)
-        if (times < 0).any():
-            raise ValueError(f"n: got {n}, expected numbers >= 0")
-        index = np.repeat(np.arange(times.size), times)
-        k = start + np.arange(index.size) - np.repeat(np.cumsum(times) - times, times)
+        times = for_each("n", whole_numbers("n", n, 0), len(self))
+        start = whole_number("start", start, 0)
+        seed = None if seed is None else whole_number("seed", seed)
+        index = np.arange(times.size).repeat(times)
+        k = np.arange(start, start + index.size)
+        if times.size > 1:
+            k -= (times.cumsum() - times).repeat(times)
         self._own = False
         forks = self._take(index)
-        fresh = (self.depth == 0) & (self.new_lengths == 0)
+        self.engine.cache.share(self.leaves, times)
+        fresh = self.depth == 0
+        if fresh.any():
+            fresh &= self.new_lengths == 0
         forks.path_ids = child_ids(self.path_ids, self.lengths, fresh, index, k)
         forks.parents, forks.depth = index, forks.depth + 1
         if seed is not None:
             forks.seeds = np.full(index.size, seed, np.int64)
-        forks.ends[np.isin(forks.ends, DONE, invert=True)] = 0
-        self.engine.cache.share(self.leaves, times)
-        self.cost.forked(self.engine.prices, self.lengths, np.maximum(times - 1, 0))
+        forks.ends *= DONE[forks.ends]
+        self.cost.forked(self.lengths, times - (times > 0))
         return forks
 
     def decode(
@@ -221,15 +225,18 @@ class Paths:
         back first.
         """
         engine = self.engine
-        if isinstance(text, str) or (len(text) > 0 and isinstance(text[0], (int, np.integer))):
-            each = [engine.encode(text, special=False)] * len(self)
+        if engine.is_single("text", text):
+            each = [engine.encode(text, special=False, name="text")] * len(self)
         else:
-            each = [engine.encode(t, special=False) for t in text]
+            each = [engine.encode(t, special=False, name="text") for t in text]
         if len(each) != len(self):
             raise ValueError(f"text: got {len(each)} texts, expected {len(self)}, one a path")
         counts = np.array([ids.size for ids in each], np.int64)
         if (self.lengths + counts > engine.max_length).any():
-            raise ValueError(f"text: longer than the model's {engine.max_length} tokens")
+            longest = int((self.lengths + counts).max())
+            raise ValueError(
+                f"text: got one for a path of {longest} tokens, expected at most {engine.max_length}"
+            )
         chosen = np.flatnonzero(counts)
         self.begin_writing()
         if not keep_eos:
@@ -260,10 +267,14 @@ class Paths:
         A path chosen several times stays itself once; its further copies are forks of it, with ids
         and draws of their own. `parents` of all paths are then their rows before this call.
         """
-        index = np.asarray(indices.cpu() if isinstance(indices, torch.Tensor) else indices)
-        if index.dtype == bool:
-            index = np.flatnonzero(index)
-        index = index.astype(np.int64).reshape(-1)
+        given = array_of("indices", indices, "row numbers or a bool for each path")
+        if given.dtype == bool:
+            if given.shape != (len(self),):
+                raise ValueError(
+                    f"indices: got bools {list(given.shape)}, expected [{len(self)}], one a path"
+                )
+            given = np.flatnonzero(given)
+        index = whole_numbers("indices", given).reshape(-1)
         if index.size and not 0 <= int(index.min()) <= int(index.max()) < len(self):
             raise IndexError(f"indices: got {index.tolist()}, expected 0 to {len(self) - 1}")
         order = np.argsort(index, kind="stable")
@@ -280,7 +291,7 @@ class Paths:
             none = np.zeros(len(self), bool)
             of, k = index[again], copy[again]
             taken.path_ids[again] = child_ids(self.path_ids, self.lengths, none, of, k)
-            self.cost.forked(self.engine.prices, self.lengths[of], np.ones_like(of))
+            self.cost.forked(self.lengths[of], np.ones_like(of))
         taken.parents = index
         self.engine.cache.share(taken.leaves, np.ones_like(taken.leaves))
         self.engine.cache.release(self.leaves)
@@ -289,19 +300,28 @@ class Paths:
         return self
 
     def score(self, scorer: Callable[[Paths], Any]) -> torch.Tensor:
-        """float32 [N]: what `scorer` says of these paths, for instance a `LinearHead`."""
-        start = time.perf_counter()
-        scores = torch.as_tensor(scorer(self), dtype=torch.float32).reshape(-1)
+        """float32 [N] on the CPU: what `scorer` says of these paths, for instance a `LinearHead`.
+
+        Its wall time is on the bill. What it computes outside the model it reports itself, with
+        `spend_flops`, as `LinearHead` does.
+        """
+        if not callable(scorer):
+            raise TypeError(f"scorer: got {type(scorer).__name__}, expected a callable")
+        with self.cost.timed():
+            given = scorer(self)
+            if not isinstance(given, torch.Tensor):
+                given = torch.from_numpy(array_of("scorer", given, "to be given numbers").copy())
+            scores = given.reshape(-1).to("cpu", torch.float32)
         if scores.numel() != len(self):
             raise ValueError(
                 f"scorer: gave {scores.numel()} scores, expected {len(self)}, one a path"
             )
-        self.cost.seconds += time.perf_counter() - start
         return scores
 
     def hidden(self) -> torch.Tensor:
         """[N, H]: the model's last hidden state at each path's last token."""
-        self.forward(np.arange(len(self)))
+        with held_interrupts(), self.cost.timed():
+            self.forward(np.arange(len(self)))
         return self._hidden[torch.from_numpy(self._hidden_row).to(self._hidden.device)]
 
     def free(self) -> None:
@@ -371,8 +391,8 @@ class Paths:
             old = self._hidden[torch.from_numpy(rows).to(hidden.device)]
             hidden = torch.cat([hidden[: waiting.size], old])
         self._hidden = hidden
-        self.cost.passed(engine.prices, first, counts, cache.tokens_under(written.leaves))
-        self.cost.held(engine.prices, engine.kv_bytes, self.lengths)
+        self.cost.passed(first, counts, cache.tokens_under(written.leaves))
+        self.cost.held(engine.kv_bytes, self.lengths)
 
     def logits(self, which: Ints) -> torch.Tensor:
         """[which, V]: of the next token of the paths at `which`; forks that wrote nothing share a
@@ -396,5 +416,5 @@ class Paths:
                 logits = logits.expand(rows.size, -1)
             else:
                 logits = logits[torch.from_numpy(inverse).to(logits.device)]
-        self.cost.sampled(self.engine.prices, rows.size, distinct)
+        self.cost.sampled(rows.size, distinct)
         return logits

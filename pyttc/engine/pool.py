@@ -7,6 +7,7 @@ import os
 import torch
 
 from ..ops import copy_pages
+from .arguments import whole_number
 from .cache import Ints
 
 UNITS = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
@@ -26,6 +27,7 @@ class KVPool:
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
+        whole_number("page_size", page_size, 1, 256)
         self.page_bytes = 2 * layers * page_size * kv_heads * head_dim * dtype.itemsize
         self.token_bytes = self.page_bytes // page_size
         limit = default_memory(device) if memory is None else parse_memory(memory)
@@ -53,6 +55,8 @@ def parse_memory(memory: int | str) -> int:
     """Bytes, or a text such as "512MiB" or "4GiB"."""
     if isinstance(memory, int):
         return memory
+    if not isinstance(memory, str):
+        raise TypeError(f"memory: got {memory!r}, expected bytes or a text such as '4GiB'")
     number, unit = memory[:-3].strip(), memory[-3:]
     try:
         return int(float(number) * UNITS[unit])

@@ -8,7 +8,8 @@ with the current number of threads; elsewhere the rows are multiplied block by b
 
 An exponential or a cosine has other bits in torch's vector loop than in the scalar loop for what is
 left over, and what is left over depends on the number of rows and threads. Activations and rotary
-embeddings therefore run in pieces small enough for one thread that begin where a vector does.
+embeddings therefore run in pieces small enough for one thread that begin where a vector does, on rows
+padded to whole vectors.
 """
 
 from __future__ import annotations
@@ -70,15 +71,18 @@ class RowsLinear(nn.Linear):
     """An nn.Linear with the bits of a row fixed. Made from one by changing its class."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        # nn.Module looks parameters up slowly, and this is called for every product of every step
+        weight, bias = self._parameters["weight"], self._parameters["bias"]
+        assert weight is not None  # noqa: S101
         width = x.shape[-1]
         rows = x.numel() // width
-        if rows <= SIZES[-1] and same_bits(self.weight, rows):
-            return F.linear(x, self.weight, self.bias)
+        if rows <= SIZES[-1] and same_bits(weight, rows):
+            return F.linear(x, weight, bias)
         flat = x.reshape(rows, width)
         out = flat.new_empty(rows, self.out_features)
-        for at, size in blocks(rows, self.weight):
+        for at, size in blocks(rows, weight):
             part = flat[at : at + size]
-            out[at : at + size] = F.linear(_padded(part, size), self.weight, self.bias)[: len(part)]
+            out[at : at + size] = F.linear(_padded(part, size), weight, bias)[: len(part)]
         return out.view(*x.shape[:-1], self.out_features)
 
 
@@ -98,12 +102,14 @@ def blocks(rows: int, weight: torch.Tensor) -> list[tuple[int, int]]:
 
 def piecewise(function: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> torch.Tensor:
     """An element-wise function of x [..., width]; an element's bits depend on its column only."""
-    width = x.shape[-1]
-    if not x.is_cpu or (width % VECTOR == 0 and x.numel() <= PIECE):
+    over = -x.shape[-1] % VECTOR
+    if not x.is_cpu:
         return function(x)
-    rows = [x.reshape(-1)] if width % VECTOR == 0 else list(x.reshape(-1, width))
-    pieces = [piece for row in rows for piece in pieces_of(row, PIECE)]
-    return torch.cat([function(piece) for piece in pieces]).view(x.shape)
+    if over:  # every row has to begin where a vector does
+        return piecewise(function, F.pad(x, (0, over)))[..., :-over].contiguous()
+    if x.numel() <= PIECE or torch.get_num_threads() == 1:
+        return function(x)
+    return torch.cat([function(piece) for piece in pieces_of(x.reshape(-1), PIECE)]).view(x.shape)
 
 
 def rotary_piecewise(

@@ -3,7 +3,8 @@ borders."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -16,17 +17,19 @@ _ends: dict[tuple[int, str], tuple[Any, npt.NDArray[np.bool_]]] = {}
 
 
 def ending_tokens(tokenizer: Any, stop: str, vocab: int) -> npt.NDArray[np.bool_]:
-    """[V]: the tokens whose text may hold the last character of `stop`."""
+    """[2, V]: the tokens whose text may hold the last character of `stop`, and those whose text holds
+    all of it."""
     known = _ends.get((id(tokenizer), stop))
-    if known is not None and known[0] is tokenizer and known[1].size == vocab:
+    if known is not None and known[0] is tokenizer and known[1].shape[1] == vocab:
         return known[1]
     lead = lead_token(tokenizer)
     start = len(tokenizer.decode(lead))
     texts = tokenizer.batch_decode([[*lead, i] for i in range(min(vocab, len(tokenizer)))])
-    # a token of incomplete bytes shows as the replacement character
-    may = [stop[-1] in text[start:] or "\ufffd" in text for text in texts]
-    ends = np.zeros(vocab, bool)
-    ends[: len(may)] = may
+    ends = np.zeros((2, vocab), bool)
+    # a token of incomplete bytes, which show as the replacement character, may complete a letter of several
+    part = "\ufffd" if not stop[-1].isascii() else stop[-1]
+    ends[0, : len(texts)] = [stop[-1] in text[start:] or part in text[start:] for text in texts]
+    ends[1, : len(texts)] = [stop in text[start:] for text in texts]
     _ends[id(tokenizer), stop] = (tokenizer, ends)
     return ends
 
@@ -35,13 +38,20 @@ class Stops:
     """The stops of one decode call.
 
     A string is looked for in the text of the tokens this call decoded, and ends the path with the
-    token that completes it. Only paths whose new token may complete one are looked at.
+    token that completes it. A token that holds a whole stop ends its path at sight; the text of a path
+    is only looked at where its new token may complete a stop that began before.
     """
 
     def __init__(self, until: Until, tokenizer: Any, vocab: int) -> None:
-        items: list[Any] = [until] if isinstance(until, (int, str)) else list(until or ())
+        if isinstance(until, (int, np.integer, str)):
+            until = (until,)  # type: ignore[assignment]
+        if not isinstance(until, Iterable | None):
+            raise TypeError(f"until: got {until!r}, expected texts or token ids")
+        items: list[Any] = [] if until is None else list(until)
         self.strings = [item for item in items if isinstance(item, str)]
-        tokens = [int(item) for item in items if not isinstance(item, str)]
+        tokens = [item for item in items if not isinstance(item, str)]
+        if any(isinstance(t, bool) or not isinstance(t, (int, np.integer)) for t in tokens):
+            raise TypeError(f"until: got {tokens}, expected texts or token ids")
         if "" in self.strings:
             raise ValueError("until: got an empty string, expected text that can be met")
         if any(not 0 <= token < vocab for token in tokens):
@@ -51,10 +61,11 @@ class Stops:
         self.tokenizer = tokenizer
         self.is_stop = np.zeros(vocab, bool)
         self.is_stop[tokens] = True
-        self.any_token = bool(tokens)
         self.may_end = np.zeros(vocab, bool)
         for stop in self.strings:
-            self.may_end |= ending_tokens(tokenizer, stop, vocab)
+            may_end, whole = ending_tokens(tokenizer, stop, vocab)
+            self.may_end |= may_end
+            self.is_stop |= whole
         self.reach = max((len(stop.encode()) for stop in self.strings), default=0)
         self.lead = lead_token(tokenizer) if self.strings else []
 
@@ -80,7 +91,8 @@ class Stops:
         return met
 
 
+@lru_cache(maxsize=16)
 def lead_token(tokenizer: Any) -> list[int]:
     """A token to decode others behind: a decoder may drop the space a text begins with."""
-    lead: list[int] = tokenizer("a", add_special_tokens=False)["input_ids"][-1:]
-    return lead
+    ids = range(len(tokenizer))
+    return next(([i] for i in ids if tokenizer.decode([i]).isalnum()), [])

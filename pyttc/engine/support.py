@@ -140,6 +140,7 @@ def check_answers(engine: Engine) -> None:
     prompts = trial_tokens(engine.model.vocab)
     together = engine.prefill([*prompts, *prompts], share=False)
     logits = together.logits(np.arange(4))
+    together.free()
     close = 1e-3 if engine.model.dtype is torch.float32 else 0.1
     for own, row in zip(engine.model.trial, logits, strict=False):
         scale = float(own.std()) + 1e-6

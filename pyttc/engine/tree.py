@@ -99,5 +99,5 @@ class TreeBuilder:
         host = torch.from_numpy(np.concatenate(packed))
         there = host.to(self.device, non_blocking=True)  # of pageable memory: read at once
         up, starts, ids, tokens, ends = there.split_with_sizes(sizes)
-        on_host = host.split_with_sizes(sizes)
-        return PrefixTree.from_tensors(up, starts, ids, tokens, ends, self.cache.page_size, on_host)
+        known = None if self.device.type == "cpu" else tuple(host.split_with_sizes(sizes))
+        return PrefixTree.from_tensors(up, starts, ids, tokens, ends, self.cache.page_size, known)

@@ -3,6 +3,8 @@
 from .beam import DVTS, Beam
 from .best_of_n import BestOfN
 from .budget import Budget
+from .curve import Point, curve
+from .greedy import Greedy
 from .majority import AdaptiveConsistency, EarlyStopping, Majority
 from .particle_filter import ParticleFilter
 from .rebase import Rebase
@@ -21,8 +23,10 @@ __all__ = [
     "BudgetForcing",
     "DVTS",
     "EarlyStopping",
+    "Greedy",
     "Majority",
     "ParticleFilter",
+    "Point",
     "Rebase",
     "Result",
     "Revision",
@@ -31,6 +35,7 @@ __all__ = [
     "SearchTree",
     "Strategy",
     "Tool",
+    "curve",
     "mean_logprob",
     "self_certainty",
     "solve",

@@ -21,6 +21,7 @@ class Beam:
         score: of a path up to its last step, such as a LinearHead.
         lookahead: steps each path is rolled out, at temperature 0, before it is scored; then the rollout is
             dropped.
+        distinct: of paths that wrote the same text only the first lives on.
 
     Source: Snell et al. (arXiv 2408.03314), with lookahead; Yao et al. (arXiv 2305.10601).
     """
@@ -30,6 +31,7 @@ class Beam:
     expand: int = 4
     aggregate: Aggregate = "last"
     lookahead: int = 0
+    distinct: bool = True
 
     def run(self, run: Run) -> Iterator[Paths]:
         paths = run.fork(run.root, self.width)
@@ -57,6 +59,8 @@ class Beam:
     def survivors(self, run: Run, paths: Paths, scores: np.ndarray) -> Ints:
         """Rows that live on: the best of each prompt's open paths, ties to the first."""
         order = np.where(run.open(paths), scores, -np.inf)
+        if self.distinct:
+            order[repeated(run, paths)] = -np.inf
         kept = []
         for _, rows in run.groups(paths):
             best = rows[np.argsort(-order[rows], kind="stable")][
@@ -64,6 +68,20 @@ class Beam:
             ]
             kept.append(best[order[best] > -np.inf])
         return np.concatenate(kept) if kept else np.zeros(0, np.int64)
+
+
+def repeated(run: Run, paths: Paths) -> Ints:
+    """The rows of paths whose last step says the same as that of an earlier row with the same steps
+    before it."""
+    seen: set[tuple[int, int, str]] = set()
+    again = []
+    for row, index in enumerate(run.nodes(paths)):
+        node = run.tree.nodes[index]
+        key = node.prompt, node.parent, node.text
+        if key in seen:
+            again.append(row)
+        seen.add(key)
+    return np.array(again, np.int64)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from ..engine import Paths
 from .run import Run, Scorer
-from .scores import Aggregate, mean_logprob, over_steps
+from .scores import Aggregate, mean_logprob, of_line, over_steps
+from .tree import SearchTree
 
 
 @dataclass(frozen=True)
@@ -27,3 +28,7 @@ class BestOfN:
             run.score(paths, self.score)
             run.rank(paths, over_steps(run, paths, self.aggregate))
             yield paths
+
+    def pick(self, tree: SearchTree, nodes: list[int]) -> int:
+        """The answer among paths of one prompt, given as the nodes at which they ended."""
+        return max(nodes, key=lambda node: of_line(tree, node, self.aggregate))

@@ -18,7 +18,8 @@ class Budget:
         dollars: money at `dollars_per_hour`, the price of the machine.
 
     Tokens and FLOPs are obeyed before they are spent: a step that would pass the limit is shortened, so
-    no run exceeds them. Seconds and dollars are looked at after every decoding step.
+    no run exceeds them, but for the prompts, which are always read, and what a scorer of one's own adds.
+    Seconds and dollars are looked at after every decoding step.
     """
 
     tokens: int | None = None
@@ -55,6 +56,7 @@ class Meter:
         self.start = time.perf_counter()
         self.tokens = 0
         self.flops = 0.0
+        self.cut: str | None = None  # what ended the run before a limit was met exactly
 
     @property
     def seconds(self) -> float:
@@ -80,7 +82,9 @@ class Meter:
 
     @property
     def exhausted(self) -> str | None:
-        """The name of the limit that is reached, or None."""
+        """The name of the limit that is reached, "interrupted", or None."""
+        if self.cut:
+            return self.cut
         budget, seconds = self.budget, self.seconds
         if budget.tokens is not None and self.tokens >= budget.tokens:
             return "tokens"

@@ -12,6 +12,7 @@ import numpy as np
 
 from ..engine import Paths
 from .run import Run, Scorer
+from .tree import SearchTree
 
 Answer = Callable[[str], Any]
 
@@ -55,6 +56,18 @@ class Majority:
         for _ in run.finish(paths):
             tally(run, paths, self.answer, self.score)
             yield paths
+
+    def pick(self, tree: SearchTree, nodes: list[int]) -> int | None:
+        """The answer among paths of one prompt, given as the nodes at which they ended; None without a
+        vote."""
+        votes: dict[Any, float] = defaultdict(float)
+        first: dict[Any, int] = {}
+        for node in nodes:
+            given = self.answer(tree.text(node))
+            if given is not None:
+                votes[given] += 1.0 if self.score is None else tree.nodes[node].score or 0.0
+                first.setdefault(given, node)
+        return first[max(votes, key=lambda given: votes[given])] if votes else None
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 
 from ..engine import Engine, Paths, history
+from ..engine.decode import EOS
 from .budget import Budget, Meter
 from .tree import Node, SearchTree
 
@@ -44,8 +45,9 @@ class Run:
         root: the prompts as Paths, one each.
         tree: the record so far.
         solved [prompts]: whether a path of the prompt was verified (where that ends the prompt's search).
+        solved_after [prompts]: the seconds it took to be, NaN while it is not.
         best [prompts]: the node of the best path so far, -1 for none.
-        stopped: the name of the budget's limit that is reached, or None.
+        stopped: the name of the budget's limit that is reached, "interrupted", or None.
     """
 
     def __init__(
@@ -61,21 +63,25 @@ class Run:
         stop_when_verified: bool,
         seed: int,
         sampling: dict[str, Any],
+        on_step: Callable[[Run], None] | None = None,
     ) -> None:
         self.engine, self.verify, self.tool, self.seed = engine, verify, tool, seed
         self.delimiter, self.sampling = delimiter, sampling
-        self.stop_when_verified = stop_when_verified
+        self.stop_when_verified, self.on_step = stop_when_verified, on_step
         self.meter = Meter(budget)
         self.tree = SearchTree(list(prompts))
         self.root = engine.prefill(list(prompts), seed=seed)
         self.limit = max_new_tokens or engine.max_length
         self.meter.spend(0, self.root.cost.ran.flops)
         count = len(prompts)
-        self.solved = np.zeros(count, bool)
+        self.solved, self.solved_after = np.zeros(count, bool), np.full(count, np.nan)
         self.best = np.full(count, -1)
         self._best_rank = np.full(count, -np.inf)
         self._node: dict[tuple[int, int], int] = {}  # of each path, the last step on record
         self._ended: set[tuple[int, int]] = set()
+        self._refused: dict[
+            tuple[int, int], str
+        ] = {}  # paths that got no reply of the tool, and why
 
     @property
     def cost(self) -> Any:
@@ -93,7 +99,9 @@ class Run:
 
     def nodes(self, paths: Paths) -> list[int]:
         """The last step on record of each path, -1 for none."""
-        return [self._node.get(key, -1) for key in self.keys(paths)]
+        wrote = (paths.new_lengths > 0).tolist()  # a prompt has the key of its first fork
+        keys = zip(self.keys(paths), wrote, strict=True)
+        return [self._node.get(key, -1) if any_ else -1 for key, any_ in keys]
 
     def open(self, paths: Paths) -> Bools:
         """Which paths may go on: not ended, prompt not solved, budget left."""
@@ -143,28 +151,34 @@ class Run:
 
     def append(self, paths: Paths, texts: Sequence[str], *, keep_eos: bool = True) -> Paths:
         """Paths.append of one text a path, within the budget and on record."""
-        before, fitting = paths.new_lengths, []
-        for text in texts:  # what the budget has no room for is left out
-            size = self.engine.encode(text, special=False).size if text else 0
-            fitting.append(text if self.meter.affords(size) else "")
-            self.meter.spend(size if fitting[-1] else 0, 0.0)
-        texts = fitting
-        paths.append(texts, keep_eos=keep_eos)
-        for key, text in zip(self.keys(paths), texts, strict=True):
-            if text:
+        before, fits = paths.new_lengths, self._fits(paths)
+        ids = self._ids(texts)
+        # what there is no room for is left out
+        fitting = [one if one and fits(row, len(one)) else [] for row, one in enumerate(ids)]
+        paths.append(fitting, keep_eos=keep_eos)
+        for key, one in zip(self.keys(paths), fitting, strict=True):
+            if one:
                 self._ended.discard(key)
         self._record(paths, before)
         return paths
 
     def score(self, paths: Paths, scorer: Scorer) -> torch.Tensor:
-        """float32 [N]: Paths.score, on record and on the bill."""
+        """float32 [N]: Paths.score, on record and on the bill.
+
+        A step that holds the end of text and nothing else keeps the score of the step before it: scorers
+        of steps are made for where steps end.
+        """
         spent = self.cost.ran.flops
-        scores = paths.score(scorer)
+        scores = paths.score(scorer).tolist()
         self.meter.spend(0, self.cost.ran.flops - spent)
-        for node, score in zip(self.nodes(paths), scores.tolist(), strict=True):
-            if node >= 0:
-                self.tree.nodes[node].score = score
-        return scores
+        for row, index in enumerate(self.nodes(paths)):
+            if index >= 0:
+                node = self.tree.nodes[index]
+                before = self.tree.nodes[node.parent].score if node.parent >= 0 else None
+                if before is not None and not node.text and len(node.tokens) == 1:
+                    scores[row] = before
+                node.score = scores[row]
+        return torch.tensor(scores)
 
     def rank(self, paths: Paths, scores: Any, among: Bools | None = None) -> None:
         """Offers paths (of those that finished, or of `among`) as answers: the best score so far leads."""
@@ -177,8 +191,8 @@ class Run:
                 self.best[prompt] = self._node.get((prompt, int(paths.path_ids[row])), -1)
 
     def choose(self, prompt: int, node: int) -> None:
-        """Makes a node the prompt's answer, whatever was ranked before."""
-        self.best[prompt], self._best_rank[prompt] = node, -np.inf
+        """Makes a node the prompt's answer, whatever is ranked before or after."""
+        self.best[prompt], self._best_rank[prompt] = node, np.inf
 
     def finish(self, paths: Paths, **sampling: Any) -> Iterator[Paths]:
         """Steps until no path can go on; yields after each step."""
@@ -196,27 +210,81 @@ class Run:
         left = np.where(self.open(paths), self.limit - before, 0)
         if max_new_tokens is not None:
             left = np.minimum(left, max_new_tokens)
-        while (share := self._share(paths, left)).any():
-            lengths, spent = paths.new_lengths, self.cost.ran.flops
-            paths.decode(
-                stops or None, share.tolist(), stop_if=self._watch, progress=False, **options
-            )
-            decoded = paths.new_lengths - lengths
-            self.meter.spend(int(decoded.sum()), self.cost.ran.flops - spent)
-            ended = np.array(paths.ended)
-            replied = self._use_tool(paths, (share > 0) & (ended == "until"))
-            go_on = ((ended == "length") | replied) & ~self.solved[paths.prompt]
-            left = np.where(go_on, left - decoded, 0)
-        self._record(paths, before)
-        self._close_ended(paths)
+        try:
+            while (share := self._share(paths, left)).any():
+                lengths = paths.new_lengths
+                decoded = self._decode(paths, share, stops, options) - lengths
+                ended = np.array(paths.ended)
+                replied = self._use_tool(paths, (share > 0) & (ended == "until"))
+                go_on = ((ended == "length") | replied) & ~self.solved[paths.prompt]
+                left = np.where(go_on, left - decoded, 0)
+        except KeyboardInterrupt:
+            self.meter.cut = "interrupted"
+            raise
+        finally:  # what an interrupted step has written is not lost
+            self._record(paths, before)
+            self._close_ended(paths)
         return paths
 
     # --- how
 
+    def _decode(self, paths: Paths, share: Ints, stops: list[str], options: dict[str, Any]) -> Ints:
+        """Decodes share[i] tokens at most of path i, on the bill; returns the new lengths."""
+        tokens, flops = int(paths.new_lengths.sum()), self.cost.ran.flops
+        limits = share.tolist()
+        try:
+            paths.decode(stops or None, limits, stop_if=self._watch, progress=False, **options)
+        finally:
+            written = int(paths.new_lengths.sum()) - tokens
+            self.meter.spend(written, self.cost.ran.flops - flops)
+        return paths.new_lengths
+
+    def _owed(self, paths: Paths) -> float:
+        """FLOPs of taking the tokens that have not been through the model there: a score or the next
+        token will cost them."""
+        before = self.engine.cache.lengths(paths.leaves)
+        return self.engine.prices.pass_flops(before, paths.lengths - before)
+
+    def _fits(self, paths: Paths) -> Callable[[int, int], bool]:
+        """A function of (row, tokens): whether so many may be appended there, which it then spends."""
+        limited = self.meter.budget.flops is not None
+        owed = self._owed(paths) if limited else 0.0
+
+        def fits(row: int, size: int) -> bool:
+            nonlocal owed
+            length, price = int(paths.lengths[row]), 0.0
+            if limited:
+                price = self.engine.prices.pass_flops(np.array([length]), np.array([size]))
+            if length + size > self.engine.max_length or not self.meter.affords(size, owed + price):
+                return False
+            owed += price
+            self.meter.spend(size, 0.0)
+            return True
+
+        return fits
+
     def _texts(self, paths: Paths, rows: Ints) -> list[str]:
         """What the paths at `rows` wrote."""
         written = history.read(paths.segment, paths.rows[rows], "tokens")
-        return [self.engine.tokenizer.decode(w.tolist(), skip_special_tokens=True) for w in written]
+        return self._decoded([tokens.tolist() for tokens in written])
+
+    def _decoded(self, ids: list[list[int]]) -> list[str]:
+        """The text of each list of tokens; equal ones are decoded once."""
+        distinct = list(dict.fromkeys(map(tuple, ids)))
+        if not distinct:
+            return []
+        texts = self.engine.tokenizer.batch_decode(distinct, skip_special_tokens=True)
+        known = dict(zip(distinct, texts, strict=True))
+        return [known[tuple(one)] for one in ids]
+
+    def _ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """The tokens of each text; equal ones are encoded once."""
+        distinct = list(dict.fromkeys(text for text in texts if text))
+        if not distinct:
+            return [[] for _ in texts]
+        ids = self.engine.tokenizer(distinct, add_special_tokens=False)["input_ids"]
+        known = dict(zip(distinct, ids, strict=True))
+        return [known.get(text, []) for text in texts]
 
     def _share(self, paths: Paths, left: Ints) -> Ints:
         """How many of the tokens they may still write paths get at once, so that all of them together stay
@@ -231,7 +299,9 @@ class Run:
             prices = self.engine.prices
             longest = int(paths.lengths[running].max()) + int(wanted[running].max())
             token = prices.body + prices.head + prices.attention * longest
-            rest = min(rest, (budget.flops - meter.flops) // token)
+            rest = min(rest, (budget.flops - meter.flops - self._owed(paths)) // token)
+            if rest < 1:  # no room for another token
+                meter.cut = "flops"
         if rest >= wanted.sum():
             return wanted
         each, more = divmod(int(max(rest, 0)), running.size)
@@ -241,8 +311,10 @@ class Run:
         return np.minimum(share, wanted)
 
     def _watch(self, paths: Paths, running: Ints) -> Bools | None:
-        """After every decoding step: verifies paths that just ended, and stops what need not go on."""
+        """After every token: verifies paths that just ended, and stops what need not go on."""
         self._verify_ended(paths)
+        if self.on_step is not None:
+            self.on_step(self)
         if self.meter.seconds >= self.meter.budget.deadline:
             return np.ones(running.size, bool)
         stop: Bools = self.solved[paths.prompt[running]]
@@ -253,14 +325,19 @@ class Run:
             return
         fresh = [
             row
-            for row in np.flatnonzero(np.array(paths.ended) == "eos").tolist()
+            for row in np.flatnonzero(paths.ends == EOS).tolist()
             if (int(paths.prompt[row]), int(paths.path_ids[row])) not in self._ended
         ]
         for row, text in zip(fresh, self._texts(paths, np.array(fresh, np.int64)), strict=True):
             prompt = int(paths.prompt[row])
             self._ended.add((prompt, int(paths.path_ids[row])))
             if not self.solved[prompt] and self.verify(self.tree.prompts[prompt], text):
-                self.solved[prompt] = True
+                self._solve(prompt)
+
+    def _solve(self, prompt: int) -> None:
+        self.solved[prompt] = True
+        if np.isnan(self.solved_after[prompt]):
+            self.solved_after[prompt] = self.meter.seconds
 
     def _use_tool(self, paths: Paths, at_stop: Bools) -> Bools:
         """Replies to paths that stopped at the tool's text; returns which of them are still within a step."""
@@ -269,49 +346,38 @@ class Run:
         if tool is None or not at_stop.any():
             return go_on
         rows = np.flatnonzero(at_stop)
-        keys, texts = self.keys(paths), [""] * len(paths)
+        keys, fits = self.keys(paths), self._fits(paths)
+        replies: list[str | None] = []
         for row, text in zip(rows.tolist(), self._texts(paths, rows), strict=True):
-            if not text.endswith(tool.until):
-                continue
-            reply = tool.reply(self.tree.prompts[int(paths.prompt[row])], text)
-            if reply is None:
+            at = text.endswith(tool.until)
+            replies.append(tool.reply(self.tree.prompts[paths.prompt[row]], text) if at else "")
+        appended: list[list[int]] = [[] for _ in keys]
+        ids = self._ids([reply or "" for reply in replies])
+        for row, reply, one in zip(rows.tolist(), replies, ids, strict=True):
+            if reply is None or not fits(row, len(one)):
                 self._ended.add(keys[row])
-                continue
-            texts[row] = reply
-            go_on[row] = not (self.delimiter and reply.endswith(self.delimiter))
-        replied = np.array([bool(text) for text in texts])
-        if replied.any():
-            sizes = np.array([self.engine.encode(t, special=False).size if t else 0 for t in texts])
-            for row in np.flatnonzero(
-                replied
-            ).tolist():  # a reply the budget has no room for ends the path
-                if not self.meter.affords(int(sizes[row])):
-                    texts[row], go_on[row] = "", False
-                    self._ended.add(keys[row])
-                else:
-                    self.meter.spend(int(sizes[row]), 0.0)
-            paths.append(texts)
+                self._refused[keys[row]] = "tool" if reply is None else "room"
+            elif reply:
+                appended[row] = one
+                go_on[row] = not (self.delimiter and reply.endswith(self.delimiter))
+        if any(appended):
+            paths.append(appended)
         return go_on
 
     def _record(self, paths: Paths, before: Ints) -> None:
         """A node for each path that has more tokens than `before`."""
-        after, tokens, logprobs = paths.new_lengths, paths.tokens, paths.logprobs
-        keys = self.keys(paths)
-        for row in np.flatnonzero(after > before).tolist():
-            span = slice(int(before[row]), int(after[row]))
-            ids = tokens[row, span].tolist()
-            key = keys[row]
-            self.tree.nodes.append(
-                Node(
-                    parent=self._node.get(key, -1),
-                    prompt=key[0],
-                    path=key[1],
-                    text=self.engine.tokenizer.decode(ids, skip_special_tokens=True),
-                    tokens=ids,
-                    logprob=float(logprobs[row, span].nansum()),
-                )
-            )
-            self._node[key] = len(self.tree.nodes) - 1
+        after, keys = paths.new_lengths, self.keys(paths)
+        rows = np.flatnonzero(after > before).tolist()
+        tokens, logprobs = paths.tokens.numpy(), paths.logprobs.numpy()
+        column = np.arange(logprobs.shape[1])
+        counted = (column >= before[:, None]) & (column < after[:, None]) & ~np.isnan(logprobs)
+        # rounded, so that the width of the table does not show
+        sums = np.where(counted, logprobs, 0).sum(1, dtype=np.float64).astype(np.float32).tolist()
+        ids = [tokens[row, before[row] : after[row]].tolist() for row in rows]
+        for row, one, text in zip(rows, ids, self._decoded(ids), strict=True):
+            (prompt, path), parent = keys[row], self._node.get(keys[row], -1)
+            self._node[keys[row]] = len(self.tree.nodes)
+            self.tree.nodes.append(Node(parent, prompt, path, text, one, sums[row]))
 
     def _close(self, key: tuple[int, int], node: int, end: str) -> None:
         self._ended.add(key)
@@ -328,12 +394,12 @@ class Run:
             node = self.tree.nodes[nodes[row]]
             if end != "eos":
                 cut = "solved" if self.solved[key[0]] else stopped
-                node.end = cut or ("tool" if key in self._ended else end)
+                node.end = cut or self._refused.get(key, end)
                 continue
             node.end = end
             self._ended.add(key)
             if self.verify is not None:
                 node.verified = self.verify(self.tree.prompts[key[0]], self.tree.text(nodes[row]))
                 if node.verified and self.stop_when_verified:
-                    self.solved[key[0]] = True
+                    self._solve(key[0])
                     self.choose(key[0], nodes[row])

@@ -11,6 +11,7 @@ import torch
 if TYPE_CHECKING:
     from ..engine import Paths
     from .run import Run
+    from .tree import SearchTree
 
 Aggregate = Literal["last", "min", "product", "mean"]
 
@@ -35,13 +36,14 @@ def over_steps(run: Run, paths: Paths, how: Aggregate) -> npt.NDArray[np.float64
     Steps nobody scored do not count; a path without a score has -inf. Source of the four: Snell et al.
     (arXiv 2408.03314), Lightman et al. (arXiv 2305.20050).
     """
+    return np.array([of_line(run.tree, node, how) for node in run.nodes(paths)], np.float64)
+
+
+def of_line(tree: SearchTree, node: int, how: Aggregate) -> float:
+    """over_steps, of the path to one node of a record."""
     ways: dict[str, Any] = {"last": _last, "min": min, "product": np.prod, "mean": np.mean}
-    out = np.full(len(paths), -np.inf)
-    for row, node in enumerate(run.nodes(paths)):
-        scores = [step.score for step in run.tree.line(node) if step.score is not None]
-        if scores:
-            out[row] = ways[how](scores)
-    return out
+    scores = [step.score for step in tree.line(node) if step.score is not None]
+    return float(ways[how](scores)) if scores else -np.inf
 
 
 def _last(scores: list[float]) -> float:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +25,8 @@ class Result:
         tree: every path of the run (of all prompts), with scores and why it ended.
         cost: of the run (of all prompts), a `Cost`.
         tokens, seconds, flops, dollars: what the run had spent of its budget by then.
-        stopped: the limit that ended the run, or None.
+        solved_after: the seconds after which a path of this prompt was verified, None while none is.
+        stopped: the limit that ended the run, "interrupted", or None.
     """
 
     prompt: str
@@ -37,6 +39,7 @@ class Result:
     seconds: float
     flops: float
     dollars: float | None
+    solved_after: float | None
     stopped: str | None
 
 
@@ -52,9 +55,14 @@ def stream(
     max_new_tokens: int | None = None,
     stop_when_verified: bool = True,
     seed: int = 0,
+    on_step: Callable[[Run], None] | None = None,
     **sampling: Any,
 ) -> Iterator[list[Result]]:
-    """`solve`, yielding the best so far of every prompt after each step; the last is final."""
+    """`solve`, yielding the best so far of every prompt after each step; the last is final.
+
+    A KeyboardInterrupt (Ctrl-C) while it decodes still yields the best so far, with all that was written
+    on record and stopped = "interrupted", and is raised when the next is asked for.
+    """
     texts = [prompts] if isinstance(prompts, str) else list(prompts)
     run = Run(
         engine,
@@ -67,9 +75,14 @@ def stream(
         stop_when_verified=stop_when_verified,
         seed=seed,
         sampling=sampling,
+        on_step=on_step,
     )
-    for _ in strategy.run(run):
+    try:
+        for _ in strategy.run(run):
+            yield results(run)
+    except KeyboardInterrupt:
         yield results(run)
+        raise
     yield results(run)
 
 
@@ -93,6 +106,7 @@ def solve(
         max_new_tokens: of a path.
         stop_when_verified: whether a verified path ends its prompt's search.
         seed: of all draws. The same seed gives the same result.
+        on_step: called after every token, with the `Run`.
         **sampling: temperature, top_k, top_p, min_p, confidence for `Paths.decode`.
 
     Returns:
@@ -103,6 +117,7 @@ def solve(
 
 
 def results(run: Run) -> list[Result]:
+    run.tree.best = run.best.tolist()
     found = []
     for prompt, text in enumerate(run.tree.prompts):
         node = int(run.best[prompt])
@@ -110,6 +125,7 @@ def results(run: Run) -> list[Result]:
         verified = None
         if run.verify is not None:
             verified = bool(node >= 0 and run.tree.nodes[node].verified)
+        after = float(run.solved_after[prompt])
         found.append(
             Result(
                 prompt=text,
@@ -122,6 +138,7 @@ def results(run: Run) -> list[Result]:
                 seconds=run.meter.seconds,
                 flops=run.meter.flops,
                 dollars=run.meter.dollars,
+                solved_after=None if math.isnan(after) else after,
                 stopped=run.stopped,
             )
         )

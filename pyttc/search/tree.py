@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-
-VERSION = 1
 
 
 @dataclass
@@ -23,7 +17,10 @@ class Node:
         text, tokens: what was written, appended tokens too.
         logprob: sum of the log-probabilities of its sampled tokens.
         score: what the strategy's scorer said of the path up to here, None if it was not asked.
-        end: why the path stopped here for good ("eos", "length", "dropped", "tokens", ...); "" if it went on.
+        end: why the path stopped here for good; "" if it went on. "eos", "length", "context", "invalid": as
+            for Paths; "dropped": not selected; "tool": the tool refused it; "room": no room for the tool's
+            reply; "solved": another path of its prompt was verified; else the budget's limit, or
+            "interrupted".
         verified: what the verifier said of the whole path, None if it was not asked.
     """
 
@@ -40,10 +37,17 @@ class Node:
 
 @dataclass
 class SearchTree:
-    """All steps of a run. Node indices are positions in `nodes`; a parent comes before its children."""
+    """All steps of a run. Node indices are positions in `nodes`; a parent comes before its children.
+
+    Attributes:
+        best: of each prompt, the node of the answer, -1 for none.
+        about: what the run was: strategy, model, seed and the like, as short texts.
+    """
 
     prompts: list[str]
     nodes: list[Node] = field(default_factory=list)
+    best: list[int] = field(default_factory=list)
+    about: dict[str, str] = field(default_factory=dict)
 
     def line(self, index: int) -> list[Node]:
         """The steps from the prompt to a node."""
@@ -66,40 +70,18 @@ class SearchTree:
 
     def save(self, path: str | Path) -> None:
         """Writes JSON to `path`, and the tokens beside it as safetensors (path with that suffix)."""
-        from safetensors.numpy import save_file
+        from .saved import save
 
-        target = Path(path)
-        sizes = np.array([len(node.tokens) for node in self.nodes], np.int64)
-        tokens = np.array([t for node in self.nodes for t in node.tokens], np.int32)
-        save_file({"tokens": tokens, "sizes": sizes}, str(target.with_suffix(".safetensors")))
-        nodes = [{k: v for k, v in asdict(node).items() if k != "tokens"} for node in self.nodes]
-        held = {"version": VERSION, "prompts": self.prompts, "nodes": nodes}
-        partial = target.with_suffix(target.suffix + ".part")
-        partial.write_text(json.dumps(held, ensure_ascii=False), encoding="utf-8")
-        partial.replace(target)
+        save(self, Path(path))
 
     @classmethod
     def load(cls, path: str | Path) -> SearchTree:
-        """Reads what `save` wrote.
+        """Reads what `save` wrote. The files need not be trusted: everything in them is checked.
 
         Raises:
-            ValueError: for a file of another version or shape.
+            ValueError: for a file of another format, version or shape, or one that is too large.
+            OSError: for one that cannot be read.
         """
-        from safetensors.numpy import load_file
+        from .saved import load
 
-        source = Path(path)
-        held: dict[str, Any] = json.loads(source.read_text(encoding="utf-8"))
-        if not isinstance(held, dict) or held.get("version") != VERSION:
-            raise ValueError(f"{source}: not a search tree of version {VERSION}")
-        arrays = load_file(str(source.with_suffix(".safetensors")))
-        ends = np.cumsum(arrays["sizes"])
-        if len(held["nodes"]) != ends.size or (ends.size and ends[-1] != arrays["tokens"].size):
-            raise ValueError(f"{source}: its nodes and its tokens do not belong together")
-        spans = np.split(arrays["tokens"], ends[:-1]) if ends.size else []
-        nodes = [
-            Node(**node, tokens=span.tolist())
-            for node, span in zip(held["nodes"], spans, strict=True)
-        ]
-        if any(not -1 <= node.parent < i for i, node in enumerate(nodes)):
-            raise ValueError(f"{source}: a node's parent does not come before it")
-        return cls(list(held["prompts"]), nodes)
+        return load(Path(path))

@@ -1,7 +1,7 @@
 """How Countdown is written: prompts, the two formats, the calculator, the verifier of texts.
 
-    23,45,67,12>55:45-23=22|22,67,12;67-12=55|55,22;55*...    with the calculator
-    23,45,67,12>55:45-23=22;67-12=55;55*...                   direct
+    23,45,67,12>57:45-23=22|22,67,12;67-22=45|45,12;45+12=57|57;    with the calculator
+    23,45,67,12>57:45-23=22;67-22=45;45+12=57;                      direct
 
 The model writes a step up to `=`. With the calculator, the tool then appends the result, a bar, the
 numbers now left (the result first) and the delimiter; without it, the model writes result and

@@ -1,0 +1,1 @@
+"""The commands of `pyttc`, one a file: each has add(commands) for its arguments and run(args)."""
