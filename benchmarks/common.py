@@ -31,7 +31,7 @@ from typing import Any
 import torch
 
 import pyttc
-from pyttc.cli import cpu_model
+from pyttc.commands.info import cpu_model
 
 HERE = Path(__file__).parent
 CACHE_LEVELS = Path("/sys/devices/system/cpu/cpu0/cache")
