@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from . import tree_plan
 from .ops import checks
+from .tree_plan import TreePlan, paths_of
 
 if TYPE_CHECKING:
     import numpy
@@ -54,6 +54,7 @@ class PrefixTree:
     leaves: torch.Tensor
     page_size: int
     _host: tuple[torch.Tensor, ...] | None  # the five, on the CPU
+    _plans: dict[tuple[int, int, torch.device], Planned]  # by what a TreePlan is made of
 
     def __init__(
         self,
@@ -106,6 +107,7 @@ class PrefixTree:
         offsets = torch.zeros(nodes + 1, dtype=torch.int64)
         torch.cumsum(counts, 0, out=offsets[1:])
         self._host = up, offsets, ids, tokens, ends
+        self._plans = {}
         self.parents, self.lengths, self.leaves, self.page_offsets, self.page_ids = (
             t.to(device, torch.int32) for t in (up, tokens, ends, offsets, ids)
         )
@@ -132,6 +134,7 @@ class PrefixTree:
         tree.parents, tree.page_offsets, tree.page_ids = parents, page_offsets, page_ids
         tree.lengths, tree.leaves, tree.page_size = lengths, leaves, page_size
         tree._host = host
+        tree._plans = {}
         return tree
 
     def plan(self, q: torch.Tensor, k_pages: torch.Tensor) -> list[torch.Tensor]:
@@ -139,43 +142,52 @@ class PrefixTree:
         kept, so that all layers of a model share it. A tree made by `from_tensors` of device tensors
         alone is read back for it, which waits for the device.
         """
-        most_paths = tree_plan.paths_of(q.shape[1] // k_pages.shape[2], q.dtype)
-        plans: dict[int, list[torch.Tensor]] = self.__dict__.setdefault("_plans", {})
-        if most_paths not in plans:
-            if self._host is None:
-                held = self.parents, self.page_offsets, self.page_ids, self.lengths, self.leaves
-                self._host = tuple(t.cpu() for t in held)
-            parents, offsets, ids, lengths, leaves = (t.tolist() for t in self._host)
-            plans[most_paths] = tree_plan.build(
-                parents,
-                offsets,
-                ids,
-                lengths,
-                leaves,
-                self.page_size,
-                most_paths,
-                self.parents.device,
-            )
-        return plans[most_paths]
+        most_paths = paths_of(q.shape[1] // k_pages.shape[2], q.dtype)
+        key = (self.page_size, most_paths, self.parents.device)
+        made = self._plans.get(key)
+        if made is None or made.tree is not self:
+            plan = made.plan if made else TreePlan(*key)
+            made = self._plans[key] = Planned(self, plan, plan.fill(self.host()))
+        return made.lists
+
+    def host(self) -> tuple[torch.Tensor, ...]:
+        """parents, page_offsets, page_ids, lengths and leaves on the CPU."""
+        if self._host is None:
+            held = self.parents, self.page_offsets, self.page_ids, self.lengths, self.leaves
+            self._host = tuple(t.cpu() for t in held)
+        return self._host
+
+    def follow(self, before: PrefixTree) -> None:
+        """Gives this tree the plans of the one before it, which then hold this one: where paths have only
+        grown in between, that is a fraction of the work. Asked again, `before` takes them back.
+        """
+        self._plans = before._plans
 
     def to(self, device: torch.device | str) -> PrefixTree:
         """The same tree with its tensors on `device`."""
-        tree = PrefixTree.from_tensors(
+        return PrefixTree.from_tensors(
             self.parents.to(device),
             self.page_offsets.to(device),
             self.page_ids.to(device),
             self.lengths.to(device),
             self.leaves.to(device),
             self.page_size,
+            self._host,
         )
-        tree._host = self._host
-        return tree
 
     def __repr__(self) -> str:
         return (
             f"PrefixTree({self.parents.shape[0]} nodes, {self.leaves.shape[0]} paths, "
             f"page_size={self.page_size}, device={self.parents.device})"
         )
+
+
+class Planned(NamedTuple):
+    """A plan, and the tree whose lists it holds."""
+
+    tree: PrefixTree
+    plan: TreePlan
+    lists: list[torch.Tensor]
 
 
 def ints(name: str, values: Ints) -> torch.Tensor:

@@ -1,21 +1,15 @@
-"""The work list of prefix_tree_attention on a GPU: which query rows go through which tiles of tokens.
-
-Paths are ranked depth first, so that those below a node are neighbours. An item is up to a program's rows of
-neighbouring paths in one chunk of CHUNK tokens; a step of it is a tile of TILE tokens, which the ranks
-in [first, last) share: those whose tokens in that tile are the same. Nothing here shows in a result's bits.
-"""
+"""The work list of prefix_tree_attention on a GPU, kept on the device while its tree changes."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import NamedTuple
 
-import numpy as np
 import torch
 
-TILE, CHUNK, ROWS, ROWS_FLOAT32 = 64, 512, 64, 16  # as in the kernels
-MOST_STEPS = 12  # of an item, unless a single path has more
+from . import _C
+from .ops import checks
 
-Ints = np.ndarray[Any, np.dtype[np.int64]]
+TILE, ROWS, ROWS_FLOAT32 = 64, 64, 16  # as in the kernels
 
 
 def paths_of(group: int, dtype: torch.dtype) -> int:
@@ -23,145 +17,107 @@ def paths_of(group: int, dtype: torch.dtype) -> int:
     return max(1, (ROWS_FLOAT32 if dtype is torch.float32 else ROWS) // group)
 
 
-class Forest:
-    """Where each node's tokens stand in its paths, and which tokens a path's tiles have."""
+class Capacity(NamedTuple):
+    """Room for the lists of every tree that a captured graph is to serve."""
 
-    def __init__(self, parents: list[int], lengths: list[int]) -> None:
-        children: list[list[int]] = [[] for _ in parents]
-        stack: list[int] = []
-        for node in reversed(range(len(parents))):
-            (children[parents[node]] if parents[node] >= 0 else stack).append(node)
-        self.parents = parents
-        self.place, self.start, self.end = ([0] * len(parents) for _ in range(3))
-        count = 0
-        while stack:  # depth first
-            node = stack.pop()
-            self.place[node] = count
-            count += 1
-            self.start[node] = self.end[parents[node]] if parents[node] >= 0 else 0
-            self.end[node] = self.start[node] + lengths[node]
-            stack += children[node]
-
-    def owner(self, node: int, end: int) -> int:
-        """The node on the way up from `node` that holds the last token before position `end`."""
-        while self.start[node] >= end:
-            node = self.parents[node]
-        return node
-
-    def owners(self, tip: int, chunk: int, end: int) -> list[int]:
-        """Of each tile of a chunk, up to position `end`, the node that holds its last token: it says which
-        tokens the tile has, so paths that agree on it share the tile."""
-        found = []
-        for last in range(-(-end // TILE), chunk * CHUNK // TILE, -1):
-            tip = self.owner(tip, min(last * TILE, end))
-            found.append(tip)
-        return found[::-1]
+    items: int
+    steps: int
+    states: int
+    granule: int
 
 
-def steps_of(group: list[list[int]], chunk: int, first: int) -> list[tuple[int, int, int, int]]:
-    """The steps (tile, first rank, last rank, owner) of neighbouring paths from rank `first` on."""
-    steps = []
-    for i in range(max(map(len, group))):
-        rank = 0
-        while rank < len(group):
-            owner = group[rank][i] if i < len(group[rank]) else -1
-            last = rank + 1
-            while last < len(group) and (group[last][i] if i < len(group[last]) else -1) == owner:
-                last += 1
-            if owner >= 0:
-                steps.append((chunk * CHUNK // TILE + i, first + rank, first + last, owner))
-            rank = last
-    return steps
+class TreePlan:
+    """The lists that tell a GPU which query rows go through which tiles of tokens, of one tree after
+    another, in the same device memory.
 
+    `fill` builds them on the host in C++ (csrc/cpu/tree_plan.h describes them) and takes them to the
+    device in one copy, without waiting for it. Where the tree differs from the last one only in
+    leaves that have grown, only what that changes is written anew.
 
-def slots_of(
-    forest: Forest, steps: Ints, page_offsets: list[int], page_ids: list[int], page_size: int
-) -> Ints:
-    """The pool slots of each step's tokens, [steps, TILE], -1 where there is none."""
-    parents, start, end, offsets, ids = (
-        np.array([*values, 0], dtype=np.int64)
-        for values in (forest.parents, forest.start, forest.end, page_offsets, page_ids)
-    )
-    first, node = steps[:, 0] * TILE, steps[:, 3]
-    slots = np.full((len(steps), TILE), -1, dtype=np.int64)
-    at = np.arange(len(steps))
-    while len(at):
-        position = first[at, None] + np.arange(TILE)
-        index = position - start[node, None]
-        inside = (index >= 0) & (position < end[node, None])
-        index[~inside] = 0
-        page = ids[np.minimum(offsets[node, None] + index // page_size, len(ids) - 1)]
-        slots[at] = np.where(inside, page * page_size + index % page_size, slots[at])
-        above = start[node] > first[at]  # the tile begins in a node further up
-        at, node = at[above], parents[node[above]]
-    return slots
-
-
-def build(
-    parents: list[int],
-    page_offsets: list[int],
-    page_ids: list[int],
-    lengths: list[int],
-    leaves: list[int],
-    page_size: int,
-    most_paths: int,
-    device: torch.device | None = None,
-) -> list[torch.Tensor]:
-    """int32 tensors: items (first rank, ranks, first step, steps, chunk), steps (tile, first rank, last
-    rank), slots (TILE a step), paths by rank (path, length, first state); and one without elements
-    that has a row a state, of which a path has one a chunk. `most_paths`: of an item.
+    Args:
+        page_size: of the trees.
+        most_paths: of an item, see `paths_of`.
+        device: where the lists are held.
+        capacity: None: lists are as long as the tree at hand needs, and memory is taken as it grows.
+            Else their shapes never change, so that a captured graph that reads them serves every
+            tree that fits; `capacity_for` gives that of a tree.
     """
-    forest = Forest(parents, lengths)
-    ranked = sorted(
-        range(len(leaves)), key=lambda n: forest.place[leaves[n]] if leaves[n] >= 0 else -1
-    )
-    paths, states = [], 0
-    for n in ranked:
-        length = forest.end[leaves[n]] if leaves[n] >= 0 else 0
-        paths.append((n, length, states))
-        states += -(-length // CHUNK)
-    items: list[tuple[int, int, int, int, int]] = []
-    steps: list[tuple[int, int, int, int]] = []
 
-    def close(group: list[list[int]], first: int, chunk: int) -> None:
-        if group:
-            new = steps_of(group, chunk, first)
-            items.append((first, len(group), len(steps), len(new), chunk))
-            steps.extend(new)
+    def __init__(
+        self,
+        page_size: int,
+        most_paths: int,
+        device: torch.device | str,
+        capacity: Capacity | None = None,
+    ) -> None:
+        self.page_size, self.most_paths = page_size, most_paths
+        self.device, self.capacity = torch.device(device), capacity
+        granule = TILE if capacity is None else capacity.granule
+        self._plan = _C.TreePlan(page_size, most_paths, granule)
+        self._paths = -1
+        self._packed = self._there = torch.empty(0)  # all lists, on the host and on the device
+        self._host: list[torch.Tensor] = []
+        self._memory: list[torch.Tensor] = []
+        self._lists: list[torch.Tensor] = []
+        self._shape = (-1, -1, -1, -1)
+        self.grown = False  # whether the last fill only wrote what had grown
 
-    longest = max((length for _, length, _ in paths), default=0)
-    for chunk in range(-(-longest // CHUNK)):
-        group: list[list[int]] = []
-        first, count, before = 0, 0, (-1, -1)
-        for rank, (n, length, _) in enumerate(paths):
-            if length <= chunk * CHUNK:
-                close(group, first, chunk)
-                group, before = [], (-1, -1)
-                continue
-            end = min(length, (chunk + 1) * CHUNK)
-            tip = forest.owner(leaves[n], end)
-            owners = group[-1] if group and before == (tip, end) else forest.owners(tip, chunk, end)
-            before = tip, end
-            new = len(owners)
-            if group:
-                shared = sum(a == b for a, b in zip(owners, group[-1], strict=False))
-                new -= shared
-                if len(group) == most_paths or count + new > MOST_STEPS:
-                    close(group, first, chunk)
-                    group, new = [], len(owners)
-            if not group:
-                first, count = rank, 0
-            group.append(owners)
-            count += new
-        close(group, first, chunk)
+    def fill(self, tree: tuple[torch.Tensor, ...]) -> list[torch.Tensor]:
+        """Makes this the plan of a tree, given as its parents, page_offsets, page_ids, lengths and leaves on
+        the CPU, and returns the lists: items, steps, slots, paths, and a tensor without elements
+        that has a row a state.
 
-    table = np.array(steps, dtype=np.int64).reshape(-1, 4)
-    slots = slots_of(forest, table, page_offsets, page_ids, page_size)
-    made = [
-        np.array(items, dtype=np.int32).reshape(-1, 5),
-        table[:, :3].astype(np.int32),
-        slots.astype(np.int32),
-        np.array(paths, dtype=np.int32).reshape(-1, 3),
-    ]
-    tensors = [torch.from_numpy(part).to(device) for part in made]
-    return [*tensors, torch.empty(states, 0, device=device)]
+        The lists of an earlier call are this plan's memory too: they then hold the new tree.
+
+        Raises:
+            ValueError: for what is wrong with the tree, or if it does not fit the capacity.
+        """
+        paths = tree[4].shape[0]
+        if self._paths < 0 or (self.capacity is None and paths != self._paths):
+            items, steps, _, granule = self.capacity or (64, 512, 0, 16)
+            self._reserve(items, steps, steps * TILE // granule, paths)
+        elif paths != self._paths:
+            checks.fail("leaves", f"{paths} paths", f"{self._paths}, which the plan was made for")
+        items, steps, states, granule, self.grown, fits = self._plan.fill(*tree, *self._host)
+        if self.capacity is not None:
+            need = Capacity(items, steps, states, granule)
+            if not fits or states > self.capacity.states or granule < self.capacity.granule:
+                checks.fail("capacity", self.capacity, f"one that holds {need}")
+            items, steps, states, granule = self.capacity
+        elif not fits:
+            self._reserve(2 * items, 2 * steps, 2 * steps * TILE // granule, paths)
+            self._plan.fill(*tree, *self._host)
+            self.grown = False
+        if self._there is not self._packed:
+            self._there.copy_(self._packed, non_blocking=True)  # of pageable memory: read at once
+        shape = (items, steps, states, granule)
+        if shape != self._shape:
+            tokens = TILE // granule
+            all_items, all_steps, all_slots, all_paths = self._memory
+            self._lists = [
+                all_items[: items * 5].view(items, 5),
+                all_steps[: steps * 4].view(steps, 4),
+                all_slots[: steps * tokens].view(steps, tokens),
+                all_paths.view(paths, 3),
+                torch.empty(states, 0, device=self.device),
+            ]
+            self._shape = shape
+        return self._lists
+
+    def _reserve(self, items: int, steps: int, slots: int, paths: int) -> None:
+        sizes = [items * 5, steps * 4, slots, paths * 3]
+        self._packed = torch.zeros(sum(sizes), dtype=torch.int32)
+        on_host = self.device.type == "cpu"
+        self._there = (
+            self._packed if on_host else torch.zeros_like(self._packed, device=self.device)
+        )
+        self._host = list(self._packed.split(sizes))
+        self._memory = list(self._there.split(sizes))
+        self._paths, self._shape = paths, (-1, -1, -1, -1)
+
+
+def capacity_for(plan: list[torch.Tensor], times: float = 1.0) -> Capacity:
+    """The capacity of a plan, or `times` as much."""
+    items, steps, slots, _, states = plan
+    room = [int(times * part.shape[0]) for part in (items, steps, states)]
+    return Capacity(room[0], room[1], room[2], TILE // slots.shape[1])

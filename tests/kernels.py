@@ -36,7 +36,9 @@ def moved(values: Any, device: str) -> Any:
         there = torch.empty_strided(
             values.shape, values.stride(), dtype=values.dtype, device=device
         )
-        return there.copy_(values)
+        once = tuple(slice(None, 1) if stride == 0 else slice(None) for stride in values.stride())
+        there[once].copy_(values[once])  # a row that is several rows is written once
+        return there
     if isinstance(values, pyttc.PrefixTree):
         return values.to(device)
     if isinstance(values, dict):
@@ -136,6 +138,8 @@ def topk_score_calls() -> list[Call]:
         ((tops("bad", (3, 4200), f32), 3), {}),
         ((tops("offset", (1, 6000), f32), 5), {"temperature": 0.5}),
         ((tops("random", (1, 1500), f32), 1024), {}),
+        ((tops("random", (1, 40000), bf16), 1024), {}),
+        ((tops("ties", (1, 20000), f32), 700), {}),
         ((tops("random", (2, 1), f32), 1), {}),
         ((spread(tops("random", (3, 70), bf16)), 5), {}),
         ((tops("random", (1, 60), f32).expand(2, 60), 5), {}),
@@ -261,6 +265,90 @@ def prefix_tree_attention_calls() -> list[Call]:
         forest = Forest.draw(seed, nodes=6, paths=6, long=seed == 2)
         calls.append(((forest.q, *forest.paged((1, 4, 16, 256)[seed % 4])), options))
     return calls
+
+
+def check_tokens(impl: str, device: str, columns: int) -> None:
+    """1,000 rows with every filter: the tokens and top-k of the native kernel. A draw within an ulp of where
+    another column begins may fall on its other side."""
+    make = torch.Generator().manual_seed(0)
+    logits = (torch.randn(1000, columns, generator=make) * 3).bfloat16()
+    ids = torch.arange(1000)
+    choose = torch.rand(5, 1000, generator=make, dtype=torch.float64)
+    parameters = {
+        "seed": torch.full((1000,), 9),
+        "temperature": (choose[0] * 2).masked_fill_(choose[1] < 0.05, 0),
+        "top_k": torch.where(choose[1] < 0.5, 0, (choose[2] * 300).long()),
+        "top_p": torch.where(choose[3] < 0.5, 1.0, choose[3]),
+        "min_p": torch.where(choose[4] < 0.5, 0.0, choose[4] / 5),
+        "path_ids": ids,
+        "positions": ids,
+        "mask": bits((1000, columns), 0.7),
+    }
+    parameters["mask"][1] = -1
+    here = pyttc.sample(logits, topk=8, **parameters, impl="native")
+    there = pyttc.sample(logits.to(device), topk=8, **moved(parameters, device), impl=impl)
+    assert torch.equal(there.topk_indices.cpu(), here.topk_indices)
+    assert (there.tokens.cpu() != here.tokens).sum() <= 1
+    assert here.valid.all()
+
+
+def check_many_draws(impl: str, device: str) -> None:
+    """Draws from one row that has more columns than are looked at first, filtered so that those hold all that
+    is kept, or do not: the tokens of the native kernel."""
+    row = tops("random", (1, 20_000), torch.float32)
+    for kwargs in (
+        {"temperature": 1.2, "top_k": 1500, "top_p": 0.6},
+        {"temperature": 3.0, "top_p": 0.95},
+        {"temperature": 3.0, "min_p": 1e-3},
+        {"temperature": 0.7, "top_p": 0.9, "min_p": 0.01},
+        {"top_k": 1200},
+        {"top_k": 30, "mask": bits((1, 20_000), 0.3).expand(60, -1)},
+    ):
+        check_draws(row.expand(60, -1), kwargs, impl, device)
+    check_draws(tops("random", (1, 150_000), torch.float32).expand(60, -1), {}, impl, device)
+
+
+def check_draws(logits: torch.Tensor, kwargs: dict[str, Any], impl: str, device: str) -> None:
+    ids = torch.arange(len(logits))
+    kwargs = {"seed": 5, "path_ids": ids, "positions": ids + 7, **kwargs}
+    here = pyttc.sample(logits, **kwargs, impl="native")
+    there = pyttc.sample(*moved((logits,), device), **moved(kwargs, device), impl=impl)
+    assert (there.tokens.cpu() != here.tokens).sum() == 0, kwargs
+    assert torch.allclose(there.log_kept_mass.cpu(), here.log_kept_mass, atol=1e-6)
+
+
+def select_beams_calls() -> list[Call]:
+    """More children than a block has memory for, keys that are all alike, tokens beyond 32 bits that are
+    told apart by their last ones, and wide results."""
+    make = torch.Generator().manual_seed(3)
+    beams = []
+    for rows, k, groups, width, levels in [
+        (400, 70, 1, 300, 3),
+        (300, 100, 2, 40, 1),
+        (70, 33, 5, 500, 9),
+        (3, 1030, 2, 1000, 2),
+    ]:
+        logprobs = torch.randint(0, levels, (rows, k), generator=make) / 4
+        tokens = torch.randint(0, 5, (rows, k), generator=make) + (1 << 40)
+        group = torch.randint(0, groups, (rows,), generator=make)
+        kwargs = {"num_groups": groups, "length": group + 2, "length_penalty": 1.5}
+        beams.append(((torch.zeros(rows), logprobs, tokens, group, width), kwargs))
+    return declared_calls("select_beams") + beams
+
+
+def check_rows_alone(impl: str, device: str) -> None:
+    """A row's bits are those of the row alone, wherever in memory it begins; and the top-k of 100 rows is
+    that of the native kernel."""
+    for dtype in (torch.float32, torch.bfloat16):
+        rows = tops("random", (3, 9000), dtype)
+        whole = pyttc.topk_score(rows.to(device), 30, impl=impl)
+        for i in range(3):
+            apart = torch.empty(9001, dtype=dtype, device=device)[None, 1:]
+            alone = pyttc.topk_score(apart.copy_(rows[i]), 30, impl=impl)
+            assert all(torch.equal(a[0], b[i]) for a, b in zip(alone, whole, strict=True))
+    rows = tops("random", (100, 500), torch.bfloat16)
+    found = pyttc.topk_score(rows.to(device), 8, temperature=0.8, impl=impl).indices.cpu()
+    assert torch.equal(found, pyttc.topk_score(rows, 8, impl="native").indices)
 
 
 def calls(name: str) -> list[Call]:

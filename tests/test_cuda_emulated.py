@@ -14,6 +14,7 @@ pytestmark = pytest.mark.skipif(
     emulation.cuda_include() is None, reason="the emulation needs the CUDA toolkit's headers"
 )
 PROGRAM = """
+import os
 import sys
 from pathlib import Path
 from tests import emulation, kernels
@@ -28,6 +29,10 @@ for name in kernels.kernel_ops("cuda"):
     for call in kernels.calls(name):
         kernels.check(name, call, "cuda")
     print(name, len(kernels.calls(name)))
+if os.environ.get("PYTTC_EMULATE_REVERSE") == "0":
+    kernels.check_rows_alone("cuda", "cpu")
+    kernels.check_tokens("cuda", "cpu", 600)
+    kernels.check_many_draws("cuda", "cpu")
 """
 
 

@@ -54,7 +54,7 @@ def zeros(*shape: int, dtype: torch.dtype = torch.int64) -> torch.Tensor:
 
 def tree(dtype: torch.dtype, d: int = 128, **options: float) -> None:
     q, pages = empty(64, 32, d, dtype=dtype), empty(40, 16, 8, d, dtype=dtype)
-    sizes = (200, 5), (900, 3), (900, 64), (64, 3)
+    sizes = (200, 5), (900, 4), (900, 4), (64, 3)
     plan = [*(zeros(*size, dtype=torch.int32) for size in sizes), torch.empty(300, 0)]
     unused = [torch.empty(0)] * 5
     prefix_tree_attention.launch(q, pages, pages.clone(), *unused, plan=plan, **options)

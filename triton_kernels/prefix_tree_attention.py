@@ -1,6 +1,6 @@
 """prefix_tree_attention: bound by memory where few rows share a tile and by the matrix product where many
 do; one launch works through both kinds so that they overlap. Programs go through the items of a plan
-(pyttc/tree_plan.py), read from the device, so that a captured graph stays valid when it is refilled."""
+(csrc/cpu/tree_plan.h), read from the device, so that a captured graph stays valid when it is refilled."""
 
 import torch
 import triton
@@ -45,6 +45,7 @@ def prefix_tree_attention_kernel(
     ROWS: tl.constexpr,
     TILE: tl.constexpr,
     CHUNK: tl.constexpr,
+    GRANULE: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
     kv_head = tl.program_id(1).to(tl.int64)
@@ -70,11 +71,12 @@ def prefix_tree_attention_kernel(
             since = tl.load(paths_ptr + rank * 3 + 1, mask=live, other=0) - window
         state = empty_state(ROWS, BLOCK_D)
         for step in range(first_step, last_step):
-            tile = tl.load(steps_ptr + step * 3)
-            below = rank >= tl.load(steps_ptr + step * 3 + 1)
-            below = below & (rank < tl.load(steps_ptr + step * 3 + 2)) & live
-            slot = tl.load(slots_ptr + step * tl.full((), TILE, tl.int64) + token)
-            in_tile = slot >= 0
+            tile = tl.load(steps_ptr + step * 4)
+            below = rank >= tl.load(steps_ptr + step * 4 + 1)
+            below = below & (rank < tl.load(steps_ptr + step * 4 + 2)) & live
+            in_tile = token < tl.load(steps_ptr + step * 4 + 3)
+            first = slots_ptr + step * tl.full((), TILE // GRANULE, tl.int64)
+            slot = tl.load(first + token // GRANULE) + token % GRANULE
             seen = below[:, None] & in_tile[None, :]
             if WINDOW:
                 seen = seen & (tile * TILE + token[None, :] >= since[:, None])
@@ -158,6 +160,7 @@ def launch(
                 attention.rows(group, q.dtype),
                 attention.TILE,
                 attention.CHUNK,
+                attention.TILE // slots.shape[1],
                 triton.next_power_of_2(d),
                 num_warps=4 if d <= 64 else 8,
                 num_stages=2,

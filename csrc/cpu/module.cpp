@@ -3,6 +3,7 @@
 #include "isa.h"
 #include "ops.h"
 #include "philox.h"
+#include "tree_plan.h"
 
 PYBIND11_MODULE(_C, m) {
   using namespace pyttc;
@@ -25,4 +26,22 @@ PYBIND11_MODULE(_C, m) {
   m.def("shared_prefix_attention", &shared_prefix_attention, unlocked);
   m.def("store_kv", &store_kv, unlocked);
   m.def("topk_score", &topk_score, unlocked);
+
+  pybind11::class_<TreePlan>(m, "TreePlan")
+      .def(pybind11::init<int64_t, int64_t, int64_t>())
+      .def(
+          "fill",
+          [](TreePlan& plan, const Tensor& parents, const Tensor& page_offsets,
+             const Tensor& page_ids, const Tensor& lengths, const Tensor& leaves,
+             const Output& items, const Output& steps, const Output& slots, const Output& paths) {
+            require(fits(items, DType::i32, {kAny}) && fits(steps, DType::i32, {kAny}) &&
+                    fits(slots, DType::i32, {kAny}) &&
+                    fits(paths, DType::i32, {leaves.numel() * 3}));
+            const PlanRoom room{items.data<int32_t>(), steps.data<int32_t>(), slots.data<int32_t>(),
+                                paths.data<int32_t>(), items.size(0) / 5,     steps.size(0) / 4,
+                                slots.size(0)};
+            const PlanSizes s = plan.fill(parents, page_offsets, page_ids, lengths, leaves, room);
+            return std::make_tuple(s.items, s.steps, s.states, s.granule, s.grown, s.fits);
+          },
+          unlocked);
 }

@@ -16,6 +16,7 @@ class TreeBuilder:
         self.cache, self.device = cache, device
         self._structure = -1
         self._parents = self._counts = self._page_ids = np.empty(0, np.int64)
+        self._last: PrefixTree | None = None  # of `steps`
 
     def _refresh(self) -> None:
         cache = self.cache
@@ -35,7 +36,11 @@ class TreeBuilder:
         """
         self._refresh()
         parts = self._parents, self._counts, self._page_ids, self.cache.length
-        return self._tree(*parts, leaves, padding)
+        tree = self._tree(*parts, leaves, padding)
+        if self._last is not None:
+            tree.follow(self._last)
+        self._last = tree
+        return tree
 
     def runs(self, leaves: Ints, positions: Ints, padding: int) -> tuple[PrefixTree, Ints]:
         """The tree for rows at any `positions` of paths, and the rows' slots in the pool.
@@ -92,6 +97,7 @@ class TreeBuilder:
         packed = (parents, offsets, page_ids, lengths, leaves)
         sizes = [part.size for part in packed]
         host = torch.from_numpy(np.concatenate(packed))
-        up, starts, ids, tokens, ends = host.to(self.device).split_with_sizes(sizes)
+        there = host.to(self.device, non_blocking=True)  # of pageable memory: read at once
+        up, starts, ids, tokens, ends = there.split_with_sizes(sizes)
         known = None if self.device.type == "cpu" else tuple(host.split_with_sizes(sizes))
         return PrefixTree.from_tensors(up, starts, ids, tokens, ends, self.cache.page_size, known)

@@ -7,7 +7,7 @@ import math
 import torch
 
 from .. import _C
-from ..dispatch import Implementation, register, triton
+from ..dispatch import Implementation, cuda, cuda_module, register, triton
 from . import checks
 
 
@@ -241,6 +241,41 @@ def native(
     return parents, best_tokens, best_scores
 
 
+def run_cuda(
+    scores: torch.Tensor,
+    logprobs: torch.Tensor,
+    tokens: torch.Tensor,
+    groups: torch.Tensor,
+    width: int,
+    *,
+    bonus: torch.Tensor | None = None,
+    length: torch.Tensor | None = None,
+    length_penalty: float = 0.0,
+    num_groups: int | None = None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    rows = scores.shape[0]
+    count = rows if num_groups is None else num_groups
+    parents = scores.new_empty(count, width, dtype=torch.int64)
+    best_tokens = torch.empty_like(parents)
+    best_scores = scores.new_empty(count, width)
+    workspace = scores.new_empty(3 * count * width + 2 * count + rows + 1, dtype=torch.int64)
+    cuda_module().select_beams(
+        scores,
+        logprobs,
+        tokens,
+        groups,
+        width,
+        bonus,
+        length,
+        length_penalty,
+        workspace,
+        parents,
+        best_tokens,
+        best_scores,
+    )
+    return parents, best_tokens, best_scores
+
+
 _op = register(
     "select_beams(Tensor scores, Tensor logprobs, Tensor tokens, Tensor groups, SymInt width, *,"
     " Tensor? bonus=None, Tensor? length=None, float length_penalty=0.0, SymInt? num_groups=None,"
@@ -251,5 +286,6 @@ _op = register(
         "reference": Implementation(reference, device=None),
         "native": Implementation(native, device="cpu"),
         "triton": triton("select_beams"),
+        "cuda": cuda(run_cuda),
     },
 ).call

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 
 from .. import _C
-from ..dispatch import Implementation, register, triton
+from ..dispatch import Implementation, cuda, cuda_module, register, triton
 from . import checks
 
 MAX_K = 1024
@@ -164,6 +164,21 @@ def native(
     return out
 
 
+def cuda_workspace(logits: torch.Tensor, rows: int, scans: int = 1) -> torch.Tensor:
+    """What the CUDA kernels leave of `rows` rows: 3 + 128 words a tile of 4,096 columns (row_tiles.cuh)."""
+    tiles = -(-logits.shape[1] // 4096)
+    return logits.new_empty(scans * rows * tiles * (3 + 128), dtype=torch.int32)
+
+
+def run_cuda(
+    logits: torch.Tensor, k: int, temperature: float = 1.0
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    out = outputs(logits, k, torch.float32)
+    workspace = cuda_workspace(logits, logits.shape[0])
+    cuda_module().topk_score(logits, k, temperature, workspace, *out)
+    return out
+
+
 _op = register(
     "topk_score(Tensor logits, int k, float temperature=1.0, *, str? impl=None)"
     " -> (Tensor, Tensor, Tensor, Tensor)",
@@ -173,5 +188,6 @@ _op = register(
         "reference": Implementation(reference, device=None),
         "native": Implementation(native, device="cpu"),
         "triton": triton("topk_score"),
+        "cuda": cuda(run_cuda),
     },
 ).call

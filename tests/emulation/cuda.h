@@ -218,11 +218,30 @@ T __shfl_up_sync(unsigned, T value, int by) {
   const int source = emulation::lane() - by;
   return emulation::exchange(value, source < 0 ? emulation::lane() : source);
 }
+// Which live lanes of this warp offer something for which `take` holds, given theirs and mine.
+template <class T, class F>
+unsigned lanes_where(T mine, F take) {
+  emulation::Block* b = emulation::block();
+  emulation::Thread* me = b->running;
+  me->slot = 0;
+  std::memcpy(&me->slot, &mine, sizeof(T));
+  emulation::wait(emulation::Waits::warp);
+  unsigned lanes = 0;
+  for (size_t i = 0; i < 32 && me->warp * 32 + i < b->threads.size(); ++i) {
+    const emulation::Thread& t = *b->threads[me->warp * 32 + i];
+    T theirs;
+    std::memcpy(&theirs, &t.slot, sizeof(T));
+    if (!t.done && take(theirs, mine)) lanes |= 1u << i;
+  }
+  emulation::wait(emulation::Waits::warp);
+  return lanes;
+}
 inline unsigned __ballot_sync(unsigned, int predicate) {
-  unsigned votes = 0;
-  for (int i = 0; i < 32; ++i)
-    votes |= static_cast<unsigned>(emulation::exchange<int>(predicate != 0, i)) << i;
-  return votes;
+  return lanes_where(predicate, [](int theirs, int) { return theirs != 0; });
+}
+template <class T>
+unsigned __match_any_sync(unsigned, T value) {
+  return lanes_where(value, [](T theirs, T mine) { return theirs == mine; });
 }
 inline int __any_sync(unsigned mask, int predicate) { return __ballot_sync(mask, predicate) != 0; }
 inline int __all_sync(unsigned mask, int predicate) { return __ballot_sync(mask, !predicate) == 0; }

@@ -1,7 +1,6 @@
 """Every kernel on the device against the reference on the CPU, and what only a device can show: graphs,
 streams, large offsets, repetition, and that bits do not depend on the batch."""
 
-import functools
 import os
 
 import pytest
@@ -10,11 +9,31 @@ import torch
 import pyttc
 
 from ..forests import Forest
-from ..kernels import IN_PLACE, calls, check, dense, kernel_ops, moved, run, sample_calls, tops
+from ..kernels import (
+    IN_PLACE,
+    calls,
+    check,
+    check_many_draws,
+    check_rows_alone,
+    check_tokens,
+    dense,
+    kernel_ops,
+    moved,
+    run,
+    sample_calls,
+    tops,
+)
 from ..ops import fresh
+from ..planned import planned_forests
 
 LAUNCHES = int(os.environ.get("PYTTC_LAUNCHES", 2000))
 IMPLS = [(impl, name) for impl in ("triton", "cuda") for name in kernel_ops(impl)]
+
+
+def implementations(name):
+    return [impl for impl, other in IMPLS if other == name]
+
+
 each_kernel = pytest.mark.parametrize(("impl", "name"), IMPLS)
 
 
@@ -62,51 +81,19 @@ def test_runs_on_the_current_stream(impl, name):
 
 
 def test_a_graph_stays_valid_while_the_tree_changes():
-    first, second = (Forest.draw(seed, torch.bfloat16, heads=(8, 2), dim=64) for seed in (3, 4))
-    second.q = first.q[:1].expand(len(second.leaves), -1, -1).contiguous()
-    paths = max(len(first.leaves), len(second.leaves))
-    ready = []
-    for forest in (first, second):
-        forest.leaves += [forest.leaves[0]] * (paths - len(forest.leaves))
-        forest.q = forest.q[[i % len(forest.q) for i in range(paths)]]
-        k_pages, v_pages, tree = forest.paged(16)
-        ready.append((k_pages.cuda(), v_pages.cuda(), tree.to("cuda"), forest.q.cuda()))
-    plans = [tree.plan(q, k) for k, _, tree, q in ready]
-    size = [max(a.shape[0], b.shape[0]) for a, b in zip(*plans, strict=True)]
-    plan = [
-        torch.zeros(n, *t.shape[1:], dtype=t.dtype).cuda()
-        for n, t in zip(size, plans[0], strict=True)
-    ]
-    pages = max(k.shape[0] for k, *_ in ready)
-    k_pages, v_pages = (
-        torch.zeros(pages, *ready[0][0].shape[1:]).bfloat16().cuda() for _ in range(2)
-    )
-    q = torch.empty_like(ready[0][3])
-    op = torch.ops.pyttc.prefix_tree_attention
-    empty = torch.zeros(0, dtype=torch.int32, device="cuda")
-    fixed = (empty, torch.zeros(1, dtype=torch.int32, device="cuda"), empty, empty)
-    leaves = torch.zeros(paths, dtype=torch.int32, device="cuda")
-    call = functools.partial(op, q, k_pages, v_pages, *fixed, leaves, plan=plan, impl="triton")
-
-    def fill(i):
-        for to, source in zip(plan, plans[i], strict=True):
-            to.zero_()[: source.shape[0]] = source
-        k_pages[: ready[i][0].shape[0]] = ready[i][0]
-        v_pages[: ready[i][1].shape[0]] = ready[i][1]
-        q.copy_(ready[i][3])
-
-    fill(0)
+    states = planned_forests("cuda")
+    call, plan = states.call, states.plan
+    states.fill(0)
     call()
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         got = call()
-    for i in (1, 0):
-        fill(i)
+    for i in (1, 0, 2, 1):
+        states.fill(i)
+        assert plan.grown == (i == 2)  # the third is the first, grown
         graph.replay()
-        k, v, tree, queries = ready[i]
-        expected = pyttc.prefix_tree_attention(queries, k, v, tree, impl="triton")
-        assert equal(got, expected)
+        assert equal(got, states.expected(i))
 
 
 @pytest.mark.parametrize("impl", ["triton", "cuda"])
@@ -131,30 +118,49 @@ def test_pools_beyond_two_billion_elements(impl):
         assert torch.allclose(out.float(), torch.ones_like(out).float(), atol=1e-2)
 
 
-def test_rows_beyond_two_billion_elements():
+@pytest.mark.parametrize("impl", implementations("topk_score"))
+def test_rows_beyond_two_billion_elements(impl):
     logits = torch.zeros(16400, 2**17, dtype=torch.bfloat16, device="cuda")
     logits[-1, 99_999] = 5
-    assert pyttc.topk_score(logits, 1, impl="triton").indices[-1].item() == 99_999
+    assert pyttc.topk_score(logits, 1, impl=impl).indices[-1].item() == 99_999
 
 
-def test_repeated_draws_do_not_differ():
+@pytest.mark.parametrize("impl", implementations("topk_score"))
+def test_rows_of_logits_are_scored_as_if_alone(impl):
+    check_rows_alone(impl, "cuda")
+
+
+@pytest.mark.parametrize("impl", implementations("select_beams"))
+def test_beams_of_a_large_step(impl):
+    """1,024 rows of 32 children: one group, and one a row."""
+    make = torch.Generator().manual_seed(0)
+    logprobs, scores = torch.randn(1024, 32, generator=make), torch.randn(1024, generator=make)
+    tokens = torch.randint(0, 151_936, (1024, 32), generator=make)
+    for groups, width in ((torch.zeros(1024).long(), 256), (torch.arange(1024), 8)):
+        call = scores, logprobs.bfloat16().float(), tokens, groups, width
+        expected = pyttc.select_beams(*call, impl="native")
+        got = pyttc.select_beams(*moved(call, "cuda"), impl=impl)
+        assert equal([t.cpu() for t in got], expected)
+
+
+@pytest.mark.parametrize("impl", implementations("sample"))
+def test_repeated_draws_do_not_differ(impl):
     (logits,), kwargs = moved(sample_calls()[11], "cuda")
-    first = pyttc.sample(logits, **kwargs, impl="triton")
+    first = pyttc.sample(logits, **kwargs, impl=impl)
     different = torch.zeros((), dtype=torch.int64, device="cuda")
     for _ in range(LAUNCHES):
-        again = pyttc.sample(logits, **kwargs, impl="triton")
+        again = pyttc.sample(logits, **kwargs, impl=impl)
         for a, b in zip(again, first, strict=True):
             different += (a != b).sum()
     assert different.item() == 0
 
 
+@pytest.mark.parametrize("impl", implementations("sample"))
 @pytest.mark.parametrize("rows", [1, 2, 17, 64, 257])
-def test_the_batch_does_not_show_in_the_bits(rows):
+def test_the_batch_does_not_show_in_the_bits(impl, rows):
     logits = tops("random", (257, 151_936), torch.bfloat16).cuda()
     ids = torch.arange(257).cuda()
-    whole = pyttc.sample(
-        logits, seed=3, path_ids=ids, positions=ids, top_p=0.9, topk=20, impl="triton"
-    )
+    whole = pyttc.sample(logits, seed=3, path_ids=ids, positions=ids, top_p=0.9, topk=20, impl=impl)
     part = pyttc.sample(
         logits[:rows],
         seed=3,
@@ -162,7 +168,7 @@ def test_the_batch_does_not_show_in_the_bits(rows):
         positions=ids[:rows],
         top_p=0.9,
         topk=20,
-        impl="triton",
+        impl=impl,
     )
     assert equal(part, [t[:rows] for t in whole])
     hidden, weight = (
@@ -211,25 +217,7 @@ def test_both_attention_ops_give_the_same_bits():
     assert equal(got, (out[0], lse[0]))
 
 
-def test_tokens_are_those_of_the_cpu():
-    """1,000 rows with every filter; a draw within an ulp of a boundary may fall on its other side."""
-    make = torch.Generator().manual_seed(0)
-    logits = (torch.randn(1000, 32_000, generator=make) * 3).bfloat16()
-    ids = torch.arange(1000)
-    choose = torch.rand(5, 1000, generator=make, dtype=torch.float64)
-    parameters = {
-        "seed": torch.full((1000,), 9),
-        "temperature": (choose[0] * 2).masked_fill_(choose[1] < 0.05, 0),
-        "top_k": torch.where(choose[1] < 0.5, 0, (choose[2] * 300).long()),
-        "top_p": torch.where(choose[3] < 0.5, 1.0, choose[3]),
-        "min_p": torch.where(choose[4] < 0.5, 0.0, choose[4] / 5),
-    }
-    here = pyttc.sample(logits, path_ids=ids, positions=ids, topk=8, **parameters, impl="native")
-    there = pyttc.sample(
-        *moved((logits,), "cuda"),
-        **moved({"path_ids": ids, "positions": ids, **parameters}, "cuda"),
-        topk=8,
-        impl="triton",
-    )
-    assert torch.equal(there.topk_indices.cpu(), here.topk_indices)
-    assert (there.tokens.cpu() != here.tokens).sum() <= 1
+@pytest.mark.parametrize("impl", implementations("sample"))
+def test_tokens_are_those_of_the_cpu(impl):
+    check_tokens(impl, "cuda", 32_000)
+    check_many_draws(impl, "cuda")

@@ -7,6 +7,7 @@ import pyttc
 
 from ..forests import Forest
 from ..kernels import calls, check, dense, kernel_ops
+from ..planned import planned_forests
 
 
 @pytest.mark.parametrize("name", kernel_ops("triton"))
@@ -21,6 +22,15 @@ def test_sharing_does_not_show_in_attention(seed):
     shared = forest.run(8, impl="triton")
     for other in (forest.unshared(), forest.cut(seed)):
         for a, b in zip(other.run(16, impl="triton"), shared, strict=True):
+            assert torch.equal(a, b)
+
+
+def test_one_plan_serves_changing_trees():
+    forests = planned_forests("cpu")
+    for i in (0, 1, 0, 2):
+        forests.fill(i)
+        assert forests.plan.grown == (i == 2)  # the third is the first, grown
+        for a, b in zip(forests.call(), forests.expected(i), strict=True):
             assert torch.equal(a, b)
 
 

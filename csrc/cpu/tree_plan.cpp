@@ -1,0 +1,387 @@
+#include "tree_plan.h"
+
+#include <algorithm>
+#include <climits>
+#include <cstring>
+
+#include "fits.h"
+
+namespace pyttc {
+namespace {
+
+constexpr int32_t kMostSteps = 12;  // of an item, unless a single path has more
+
+int32_t up(int32_t n, int32_t unit) { return (n + unit - 1) / unit; }
+
+template <class T>
+bool copy(const T* from, int64_t stride, int64_t n, int32_t* to) {
+  T lost = 0;
+  if (stride == 1) {
+    for (int64_t i = 0; i < n; ++i) to[i] = static_cast<int32_t>(from[i]), lost |= to[i] ^ from[i];
+  } else {
+    for (int64_t i = 0; i < n; ++i)
+      to[i] = static_cast<int32_t>(from[i * stride]), lost |= to[i] ^ from[i * stride];
+  }
+  return lost == 0;
+}
+
+void load(const char* name, const Tensor& t, std::vector<int32_t>& to) {
+  require(fits_index(t, {kAny}) && t.size(0) < INT32_MAX);
+  to.resize(t.size(0));
+  const bool whole = t.dtype() == DType::i64
+                         ? copy(t.data<int64_t>(), t.stride(0), t.size(0), to.data())
+                         : copy(t.data<int32_t>(), t.stride(0), t.size(0), to.data());
+  if (whole) return;
+  const Indices values(t);
+  for (int64_t i = 0;; ++i)
+    if (values.at(i) != to[i]) fail(name, i, values.at(i), "less than 2^31");
+}
+
+std::string up_to(int64_t n) { return "0 to " + std::to_string(n); }
+
+}  // namespace
+
+TreePlan::TreePlan(int64_t page_size, int64_t most_paths, int64_t most_granule)
+    : page_size_(page_size), most_paths_(most_paths), most_granule_(most_granule) {
+  require(page_size >= 1 && page_size <= 256 && most_paths >= 1 && most_paths <= kTile);
+  require(most_granule >= 1 && most_granule <= kTile && (most_granule & (most_granule - 1)) == 0);
+  for (int shift = 0; shift <= 8; ++shift)
+    if (page_size_ == 1 << shift) page_shift_ = shift;
+}
+
+PlanSizes TreePlan::fill(const Tensor& parents, const Tensor& page_offsets, const Tensor& page_ids,
+                         const Tensor& lengths, const Tensor& leaves, const PlanRoom& room) {
+  const bool usable = built_ && room.items == room_.items && room.paths == room_.paths;
+  built_ = false;
+  std::swap(tree_, was_);
+  load("parents", parents, tree_.parents);
+  load("page_offsets", page_offsets, tree_.offsets);
+  load("page_ids", page_ids, tree_.ids);
+  load("lengths", lengths, tree_.lengths);
+  load("leaves", leaves, tree_.leaves);
+  check();
+  if (room.items != room_.items) written_items_ = 0;
+  room_ = room;
+  sizes_.grown = usable && only_grew();
+  if (sizes_.grown) {
+    grow();
+  } else {
+    order_nodes();
+    rank_paths();
+    number_states();
+    sizes_.items = sizes_.steps = 0;
+    same_owner_.clear();
+    last_step_.assign(tree_.parents.size(), -1);
+    build(0);
+  }
+  sizes_.fits = sizes_.items <= room.items_room && sizes_.steps <= room.steps_room &&
+                sizes_.steps * granules_ <= room.slots_room;
+  if (!sizes_.fits) return sizes_;
+  if (written_items_ > sizes_.items)
+    std::memset(room.items + sizes_.items * 5, 0, (written_items_ - sizes_.items) * 5 * 4);
+  written_items_ = sizes_.items;
+  built_ = true;
+  return sizes_;
+}
+
+void TreePlan::check() const {
+  const Tree& t = tree_;
+  const int32_t nodes = t.parents.size();
+  require(t.lengths.size() == t.parents.size() && t.offsets.size() == t.parents.size() + 1);
+  const int32_t pool = INT32_MAX / page_size_;
+  // Negative once anything is out of its range; loops that the compiler vectorises.
+  int32_t wrong = t.offsets[0] | (static_cast<int32_t>(t.ids.size()) - t.offsets[nodes]);
+  for (int32_t i = 0; i < nodes; ++i) wrong |= t.parents[i] < -1 ? -1 : nodes - 1 - t.parents[i];
+  for (const int32_t leaf : t.leaves) wrong |= leaf < -1 ? -1 : nodes - 1 - leaf;
+  for (const int32_t page : t.ids) wrong |= page | (pool - 1 - page);
+  for (int32_t i = 0; i < nodes; ++i) {
+    const int64_t room = (int64_t{t.offsets[i + 1]} - t.offsets[i]) * page_size_;
+    wrong |= t.lengths[i] < 0 || t.lengths[i] > room ? -1 : 0;
+  }
+  if (wrong >= 0) return;
+  for (int32_t i = 0; i <= nodes; ++i) {
+    const int64_t least = i ? t.offsets[i - 1] : 0, most = t.ids.size();
+    if (t.offsets[i] < least || t.offsets[i] > most)
+      fail("page_offsets", i, t.offsets[i], "ascending, 0 to " + std::to_string(most));
+  }
+  for (int32_t i = 0; i < nodes; ++i) {
+    if (t.parents[i] < -1 || t.parents[i] >= nodes)
+      fail("parents", i, t.parents[i], "-1 for a root, or " + up_to(nodes - 1));
+    const int64_t room = int64_t{t.offsets[i + 1] - t.offsets[i]} * page_size_;
+    if (t.lengths[i] < 0 || t.lengths[i] > room) fail("lengths", i, t.lengths[i], up_to(room));
+  }
+  for (size_t i = 0; i < t.leaves.size(); ++i)
+    if (t.leaves[i] < -1 || t.leaves[i] >= nodes)
+      fail("leaves", i, t.leaves[i], "a node, " + up_to(nodes - 1) + ", or -1");
+  for (size_t i = 0; i < t.ids.size(); ++i)
+    if (t.ids[i] < 0 || t.ids[i] >= pool) fail("page_ids", i, t.ids[i], up_to(pool - 1));
+}
+
+void TreePlan::order_nodes() {
+  const Ints& parents = tree_.parents;
+  const int32_t nodes = parents.size();
+  int32_t node = -1, count = 0, starts = page_size_ | most_granule_;
+  child_.assign(nodes, -1), place_.assign(nodes, -1);
+  for (Ints* of : {&next_, &start_, &end_, &above_, &before_tile_, &before_chunk_})
+    of->resize(nodes);
+  for (int32_t i = nodes - 1; i >= 0; --i) {
+    int32_t& first = parents[i] < 0 ? node : child_[parents[i]];
+    next_[i] = first, first = i;
+  }
+  while (node >= 0) {
+    visit(node, count++);
+    if (tree_.lengths[node]) starts |= start_[node];
+    if (child_[node] >= 0) {
+      node = child_[node];
+      continue;
+    }
+    while (node >= 0 && next_[node] < 0) node = parents[node];
+    if (node >= 0) node = next_[node];
+  }
+  if (count < nodes)
+    for (int32_t i = 0;; ++i)
+      if (place_[i] < 0) fail("parents", i, parents[i], "a forest, but it leads to a cycle");
+  sizes_.granule = starts & -starts;
+  granules_ = kTile / sizes_.granule;
+}
+
+void TreePlan::visit(int32_t node, int32_t place) {
+  const int32_t parent = tree_.parents[node];
+  const int64_t start = parent < 0 ? 0 : end_[parent], end = start + tree_.lengths[node];
+  if (end >= INT32_MAX - kChunk)
+    fail("lengths", node, tree_.lengths[node], "paths of less than 2^31 tokens");
+  place_[node] = place, start_[node] = start, end_[node] = end;
+  above_[node] = before_tile_[node] = before_chunk_[node] = -1;
+  if (parent < 0) return;
+  above_[node] = tree_.lengths[parent] ? parent : above_[parent];
+  before_tile_[node] = start_[parent] < start / kTile * kTile ? parent : before_tile_[parent];
+  before_chunk_[node] = start_[parent] < start / kChunk * kChunk ? parent : before_chunk_[parent];
+}
+
+void TreePlan::rank_paths() {
+  const int32_t nodes = tree_.parents.size(), paths = tree_.leaves.size();
+  Ints first(nodes + 2);  // ranks of the node in a place, the first for paths without one
+  const auto place = [&](int32_t leaf) { return leaf < 0 ? 0 : place_[leaf] + 1; };
+  for (const int32_t leaf : tree_.leaves) ++first[place(leaf) + 1];
+  for (int32_t i = 0; i <= nodes; ++i) first[i + 1] += first[i];
+  first_rank_.resize(nodes), last_rank_.resize(nodes), own_ranks_.resize(nodes);
+  for (int32_t i = 0; i < nodes; ++i) {
+    const int32_t at = place_[i] + 1;
+    first_rank_[i] = first[at], last_rank_[i] = first[at + 1],
+    own_ranks_[i] = first[at + 1] - first[at];
+  }
+  leaf_.resize(paths);
+  longest_ = 0;
+  for (int32_t n = 0; n < paths; ++n) {
+    const int32_t leaf = tree_.leaves[n], rank = first[place(leaf)]++;
+    leaf_[rank] = leaf;
+    room_.paths[rank * 3] = n;
+    room_.paths[rank * 3 + 1] = length_of(rank);
+    longest_ = std::max(longest_, length_of(rank));
+  }
+  // Deepest first: the places of all below a node follow its own.
+  Ints at(nodes);
+  for (int32_t i = 0; i < nodes; ++i) at[place_[i]] = i;
+  for (int32_t i = nodes - 1; i >= 0; --i) {
+    const int32_t node = at[i], parent = tree_.parents[node];
+    if (parent >= 0) last_rank_[parent] = std::max(last_rank_[parent], last_rank_[node]);
+  }
+}
+
+void TreePlan::number_states() {
+  const int64_t ranks = leaf_.size();
+  int64_t states = 0;
+  for (int64_t r = 0; r < ranks; ++r) {
+    room_.paths[r * 3 + 2] = static_cast<int32_t>(states);
+    states += up(room_.paths[r * 3 + 1], kChunk);
+  }
+  require(states < INT32_MAX);
+  sizes_.states = states;
+}
+
+// Whether nothing has changed but the lengths of leaves that had tokens, and has grown.
+bool TreePlan::only_grew() {
+  if (tree_.parents != was_.parents || tree_.leaves != was_.leaves) return false;
+  const int32_t nodes = tree_.parents.size();
+  grown_.clear();
+  for (int32_t i = 0; i < nodes; ++i) {
+    const int32_t length = tree_.lengths[i], was = was_.lengths[i];
+    if (length == was) continue;
+    if (length < was || was == 0 || child_[i] >= 0) return false;
+    if (int64_t{start_[i]} + length >= INT32_MAX - kChunk) return false;
+    grown_.push_back(i);
+  }
+  if (tree_.offsets == was_.offsets && tree_.ids == was_.ids) return true;
+  for (int32_t i = 0; i < nodes; ++i) {
+    const int32_t* ids = tree_.ids.data() + tree_.offsets[i];
+    const int32_t* before = was_.ids.data() + was_.offsets[i];
+    if (!std::equal(before, before + up(was_.lengths[i], page_size_), ids)) return false;
+  }
+  return true;
+}
+
+// Writes the tiles that became fuller, and again all chunks from the first that has a new tile.
+void TreePlan::grow() {
+  int32_t from = INT32_MAX;
+  for (const int32_t node : grown_) {
+    const int32_t tiles = up(end_[node], kTile);
+    end_[node] = start_[node] + tree_.lengths[node];
+    for (int32_t i = 0; i < own_ranks_[node]; ++i)
+      room_.paths[(first_rank_[node] + i) * 3 + 1] = end_[node];
+    if (own_ranks_[node]) longest_ = std::max(longest_, end_[node]);
+    for (int32_t step = last_step_[node]; step >= 0; step = same_owner_[step]) {
+      int32_t* entry = room_.steps + step * 4;
+      const int32_t before = entry[3], tokens = std::min(kTile, end_[node] - entry[0] * kTile);
+      entry[3] = tokens;
+      // The last granule begins where it did, unless tokens entered another.
+      if (((tokens - 1) ^ (before - 1)) & -sizes_.granule) write_slots(step, entry[0], node);
+    }
+    if (up(end_[node], kTile) == tiles) continue;
+    last_step_[node] = -1;
+    if (own_ranks_[node]) from = std::min(from, tiles / kChunkTiles);
+  }
+  if (from == INT32_MAX) return;
+  number_states();
+  if (from < static_cast<int32_t>(steps_before_.size()))
+    sizes_.items = items_before_[from], sizes_.steps = steps_before_[from];
+  same_owner_.resize(sizes_.steps);
+  for (int32_t& step : last_step_)
+    if (step >= sizes_.steps) step = -1;
+  build(from);
+}
+
+void TreePlan::build(int32_t from) {
+  const int32_t ranks = leaf_.size(), chunks = up(longest_, kChunk);
+  items_before_.resize(chunks), steps_before_.resize(chunks);
+  group_.clear(), group_steps_ = 0;
+  skip_.resize(ranks);
+  for (int32_t r = 0; r < ranks; ++r) skip_[r] = r + 1;
+  for (int32_t chunk = from; chunk < chunks; ++chunk) {
+    const int32_t first = chunk * kChunk, last = first + kChunk;
+    items_before_[chunk] = sizes_.items, steps_before_[chunk] = sizes_.steps;
+    std::fill_n(known_owner_, kChunkTiles, -1);
+    int32_t before = 0;
+    for (int32_t r; (r = next_longer(before, first)) < ranks;) {
+      if (r > before) close(chunk);
+      const int32_t leaf = leaf_[r], end = std::min(end_[leaf], last);
+      int32_t owner = tree_.lengths[leaf] ? leaf : above_[leaf];
+      while (start_[owner] >= end) owner = before_chunk_[owner];
+      // All paths below a node that reaches past the chunk have the same tokens in it.
+      const int32_t same =
+          end_[leaf] >= last ? last_rank_[owner] : first_rank_[leaf] + own_ranks_[leaf];
+      Run run{r, same, up(end - first, kTile), {}};
+      for (int32_t i = run.tiles - 1; i >= 0; --i) {
+        run.owner[i] = owner;
+        if (start_[owner] >= first + i * kTile) owner = before_tile_[owner];
+      }
+      take(run, chunk);
+      before = same;
+    }
+    close(chunk);
+  }
+}
+
+// The first rank from `rank` on with more than `length` tokens. Ranks passed once are passed at a
+// leap by later chunks.
+int32_t TreePlan::next_longer(int32_t rank, int32_t length) {
+  const int32_t ranks = leaf_.size();
+  while (rank < ranks && length_of(rank) <= length) {
+    int32_t& next = skip_[rank];
+    if (next < ranks && length_of(next) <= length) next = skip_[next];
+    rank = next;
+  }
+  return rank;
+}
+
+void TreePlan::take(Run run, int32_t chunk) {
+  for (const int32_t last = run.last; run.first < last;) {
+    int32_t fresh = run.tiles;
+    if (!group_.empty()) {
+      const Run& back = group_.back();
+      for (int32_t i = 0; i < std::min(run.tiles, back.tiles); ++i)
+        fresh -= run.owner[i] == back.owner[i];
+      if (back.last - group_[0].first == most_paths_ || group_steps_ + fresh > kMostSteps) {
+        close(chunk);
+        fresh = run.tiles;
+      }
+    }
+    const int32_t begin = group_.empty() ? run.first : group_[0].first;
+    run.last = std::min(last, begin + most_paths_);
+    group_.push_back(run);
+    group_steps_ += fresh;
+    run.first = run.last;
+  }
+}
+
+void TreePlan::close(int32_t chunk) {
+  if (group_.empty()) return;
+  const int64_t first_step = sizes_.steps;
+  int32_t tiles = 0;
+  for (const Run& run : group_) tiles = std::max(tiles, run.tiles);
+  for (int32_t i = 0; i < tiles; ++i) {
+    int32_t owner = -1, first = 0, last = 0;
+    for (const Run& run : group_) {
+      const int32_t mine = i < run.tiles ? run.owner[i] : -1;
+      if (mine != owner) {
+        if (owner >= 0) add_step(chunk * kChunkTiles + i, first, last, owner);
+        owner = mine, first = run.first;
+      }
+      last = run.last;
+    }
+    if (owner >= 0) add_step(chunk * kChunkTiles + i, first, last, owner);
+  }
+  if (sizes_.items < room_.items_room) {
+    const int32_t first = group_[0].first;
+    const int32_t item[] = {first, group_.back().last - first, static_cast<int32_t>(first_step),
+                            static_cast<int32_t>(sizes_.steps - first_step), chunk};
+    std::copy_n(item, 5, room_.items + sizes_.items * 5);
+  }
+  ++sizes_.items;
+  group_.clear();
+  group_steps_ = 0;
+}
+
+void TreePlan::add_step(int32_t tile, int32_t first, int32_t last, int32_t owner) {
+  const int64_t step = sizes_.steps++, granules = granules_;
+  require(step < INT32_MAX / kTile);
+  const bool is_last = end_[owner] <= (tile + 1) * kTile;
+  same_owner_.push_back(is_last ? last_step_[owner] : -1);
+  if (is_last) last_step_[owner] = static_cast<int32_t>(step);
+  if (step >= room_.steps_room || (step + 1) * granules > room_.slots_room) return;
+  int32_t* entry = room_.steps + step * 4;
+  entry[0] = tile, entry[1] = first, entry[2] = last;
+  entry[3] = std::min(kTile, end_[owner] - tile * kTile);
+  const int32_t i = tile % kChunkTiles;
+  if (known_owner_[i] == owner) {
+    const int32_t* from = room_.slots + known_step_[i] * granules;
+    int32_t* to = room_.slots + step * granules;
+    if (granules >= 4)  // by as many as one instruction moves
+      for (int64_t j = 0; j < granules; j += 4) std::memcpy(to + j, from + j, 16);
+    else
+      for (int64_t j = 0; j < granules; ++j) to[j] = from[j];
+  } else {
+    known_owner_[i] = owner, known_step_[i] = step;
+    write_slots(step, tile, owner);
+  }
+}
+
+void TreePlan::write_slots(int64_t step, int32_t tile, int32_t node) {
+  const int32_t granule = sizes_.granule, shift = page_shift_, size = page_size_;
+  const int32_t first = tile * kTile, end = end_[node];
+  int32_t* to = room_.slots + step * granules_;
+  int32_t i = granules_ - 1;
+  for (; first + i * granule >= end; --i) to[i] = 0;
+  for (; i >= 0; node = above_[node]) {
+    const int32_t* pages = tree_.ids.data() + tree_.offsets[node];
+    int32_t index = first + i * granule - start_[node];
+    if (shift >= 0) {
+      for (; i >= 0 && index >= 0; --i, index -= granule)
+        to[i] = (pages[index >> shift] << shift) + (index & (size - 1));
+    } else {
+      for (; i >= 0 && index >= 0; --i, index -= granule)
+        to[i] = pages[index / size] * size + index % size;
+    }
+  }
+}
+
+}  // namespace pyttc
