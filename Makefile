@@ -42,7 +42,7 @@ gpu: $(VENV)/built
 	  PYTTC_LAUNCHES=3 compute-sanitizer --tool $$tool --error-exitcode 1 --target-processes all \
 	    $(RUN) pytest -m gpu -k reference || exit 1; done
 	PYTTC_LAUNCHES=100000 $(RUN) pytest -m gpu -k repeated
-	$(RUN) benchmarks.run
+	$(RUN) benchmarks.gpu
 
 lint: $(VENV)/built
 	$(RUN) ruff check .
