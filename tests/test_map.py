@@ -1,6 +1,7 @@
 """The map of the source: one op, one name, in every folder; imports point one way."""
 
 import ast
+import importlib
 import re
 import shutil
 import subprocess
@@ -159,3 +160,8 @@ def test_per_isa_objects_have_no_weak_symbols(source, tmp_path):
         subprocess.run([*command, include, "-c", str(source), "-o", str(target)], check=True)
     symbols = subprocess.check_output(["nm", str(target)], text=True)
     assert not [line for line in symbols.splitlines() if re.search(" [WVu] ", line)]
+
+
+def test_every_benchmark_can_be_imported():
+    for path in (ROOT / "benchmarks").rglob("*.py"):
+        importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
