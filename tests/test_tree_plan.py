@@ -243,7 +243,7 @@ def times(name: str) -> tuple[float, float]:
 
 @pytest.mark.parametrize("name", TREES)
 def test_a_plan_for_1024_paths_takes_microseconds(name):
-    """On one core of a Zen 4 (shared, minimum of 10): see the figures in the README."""
+    """Measured on one core of a Zen 4 that others use too: 98, 79 and 92 us, after growth 17, 15 and 21."""
     built, grown = times(name)
     assert built < 500 and grown < built / 2, (built, grown)
 

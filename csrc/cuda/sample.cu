@@ -173,6 +173,7 @@ __device__ void find_tile(const SampleParams& p, int64_t row, double scale, doub
     }
     if (past) return;
     before += __shfl_sync(~0u, upto, 31);
+    __syncwarp();
   }
 }
 

@@ -86,7 +86,7 @@ __device__ void next(Selection<kWords, Sum>& s, int64_t slack = 0) {
     if (lane == 0) ++s.digit;
     if (all) {
       if (lane < kWords) s.bound[lane] = kNever - 1;
-      s.done = true;
+      if (lane == 0) s.done = true;
     } else if (mine && wanted <= before) {
       before -= own;
       int i = 0;
