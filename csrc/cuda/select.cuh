@@ -58,12 +58,6 @@ __device__ void count(Selection<kWords>& s, bool live, uint32_t value) {
     atomicAdd(&s.histogram[mine], static_cast<uint32_t>(__popc(alike)));
 }
 
-template <int kWords>
-__device__ void weigh(Selection<kWords, unsigned long long>& s, uint64_t weight, uint32_t value) {
-  const unsigned mine = digit_of(s, weight > 0, value);
-  if (mine < 256) atomicAdd(&s.histogram[mine], static_cast<unsigned long long>(weight));
-}
-
 // After a pass: which digit the last element wanted has. A bound that up to `slack` more than
 // wanted reach will do; with a negative one the bound becomes the last element wanted.
 template <int kWords, class Sum>
