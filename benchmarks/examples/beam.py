@@ -9,13 +9,8 @@ from pathlib import Path
 import pyttc
 from pyttc import search, tasks
 from pyttc.tasks.countdown import generate
-from pyttc.tasks.countdown_text import calculate, problem_of, prompt, verify
-
-
-def reply(question: str, text: str) -> str | None:
-    """What the calculator writes behind `45-23=`; None, which ends the path, for an illegal step."""
-    problem = problem_of(question)
-    return None if problem is None else calculate(problem, text)
+from pyttc.tasks.countdown_search import options
+from pyttc.tasks.countdown_text import prompt
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -34,10 +29,7 @@ def main(arguments: list[str] | None = None) -> None:
         questions,  # all in one batch, each with a beam of its own
         search.Beam(score=head, width=args.width, expand=4),
         search.Budget(tokens=20_000),
-        verify=verify,
-        tool=search.Tool("=", reply),
-        delimiter=";",  # ends a step: there the head scores
-        max_new_tokens=100,
+        **options(),  # verifier, calculator, and the delimiter of steps, where the head scores
     )
     for result in results:
         print(f"{result.prompt} {'solved' if result.verified else 'not solved'} {result.answer!r}")

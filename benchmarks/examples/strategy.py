@@ -8,7 +8,8 @@ import numpy as np
 import pyttc
 from pyttc import search, tasks
 from pyttc.tasks.countdown import generate
-from pyttc.tasks.countdown_text import calculate, problem_of, prompt, verify
+from pyttc.tasks.countdown_search import options
+from pyttc.tasks.countdown_text import prompt
 
 
 @dataclass(frozen=True)
@@ -33,12 +34,6 @@ class Halving:
         return kept[scores[kept] > -np.inf]
 
 
-def reply(question: str, text: str) -> str | None:
-    """What the calculator writes behind `45-23=`; None, which ends the path, for an illegal step."""
-    problem = problem_of(question)
-    return None if problem is None else calculate(problem, text)
-
-
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", help="a folder; the first of pyttc's own by default")
@@ -47,8 +42,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     engine = pyttc.Engine.from_pretrained(args.model or tasks.model_path(tasks.model_names()[0]))
     questions = [prompt(problem) for problem in generate(4, 4, seed=0, test=True)]
-    options = {"tool": search.Tool("=", reply), "delimiter": ";", "max_new_tokens": 100}
-    for result in search.solve(engine, questions, Halving(args.paths), verify=verify, **options):
+    for result in search.solve(engine, questions, Halving(args.paths), **options()):
         print(f"{result.prompt} {'solved' if result.verified else 'not solved'} {result.answer!r}")
 
 

@@ -24,8 +24,7 @@ __global__ void __launch_bounds__(kRowThreads) topk_score_kernel(const TopKParam
   __shared__ Selection<2> selection;
   __shared__ Chosen chosen;
   const int64_t row = blockIdx.x, t = threadIdx.x;
-  const double scale = scale_of(p.tiles.temperature.at(row));
-  total_of_row(p.tiles, p.tiles.all, row, scale, totals);
+  total_of_row(p.tiles, row, totals);
   __syncthreads();
   if (t == 0) {
     p.logsumexp[row] = static_cast<float>(totals.logsumexp);
@@ -34,7 +33,7 @@ __global__ void __launch_bounds__(kRowThreads) topk_score_kernel(const TopKParam
   float* logprobs = p.logprobs + row * p.k;
   int64_t* indices = p.indices + row * p.k;
   if (totals.valid)
-    write_topk<T>(p.tiles, row, p.k, scale, totals, selection, chosen, logprobs, indices);
+    write_topk<T>(p.tiles, row, p.k, totals, selection, chosen, logprobs, indices);
   else
     for (int64_t i = t; i < p.k; i += kRowThreads) logprobs[i] = -INFINITY, indices[i] = -1;
 }
@@ -45,7 +44,7 @@ cudaError_t topk_score(cudaStream_t stream, const Tensor& logits, int64_t k, dou
                        const Tensor& workspace, const Tensor& logprobs, const Tensor& indices,
                        const Tensor& logsumexp, const Tensor& entropy) {
   if (logits.size(0) == 0) return cudaSuccess;
-  TopKParams p{row_tiles(logits, logits.size(0), temperature, std::nullopt, workspace), k};
+  TopKParams p{row_tiles(logits, temperature, workspace), k};
   p.logprobs = logprobs.data<float>(), p.indices = indices.data<int64_t>();
   p.logsumexp = logsumexp.data<float>(), p.entropy = entropy.data<float>();
   if (!p.tiles.serves()) return cudaErrorInvalidValue;
