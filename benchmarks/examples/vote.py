@@ -17,7 +17,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     engine = pyttc.Engine.from_pretrained(args.model or tasks.model_path(tasks.model_names()[0]))
     problem = generate(1, 4, seed=0, test=True)[0]
-    question = prompt(problem)  # such as "23,45,67,12>55:"
+    question = prompt(problem)  # such as "23,45,67,12>57:"
 
     paths = engine.prefill(question).fork(args.paths, seed=0)  # the prompt runs once, for all
     for _ in range(3):  # four numbers take three steps

@@ -29,7 +29,7 @@ MAX_SOLVED_EXACTLY = 6  # numbers; for more the exact solver takes too long
 ROLLOUTS = 1024
 EXAMPLES = """examples:
   pyttc solve                                        test puzzles, with the largest model that comes along
-  pyttc solve 23,45,67,12 55 --strategy beam --seconds 20
+  pyttc solve 23,45,67,12 57 --strategy beam --seconds 20
   pyttc solve --model DIR --prompt "2 + 2 =" --n 16  any checkpoint
 """
 
@@ -132,7 +132,7 @@ def problems(args: argparse.Namespace) -> list[Problem]:
     target = parse_number(args.target or "")
     if target is None:
         raise BadInput(
-            f"target: got {args.target!r:.80}, expected a whole number, as in 23,45,67,12 55"
+            f"target: got {args.target!r:.80}, expected a whole number, as in 23,45,67,12 57"
         )
     return [Problem(tuple(n for n in numbers if n is not None), target)]
 

@@ -72,7 +72,7 @@ def example_lines(
 
 
 def parse_problem(text: str) -> Problem | None:
-    """`23,45,67,12>55` as a Problem; None for anything else."""
+    """`23,45,67,12>57` as a Problem; None for anything else."""
     left, _, right = text[:MAX_TEXT].partition(">")
     numbers = [parse_number(part) for part in left.split(",", MAX_NUMBERS)]
     target = parse_number(right)
