@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -13,6 +15,9 @@ import torch
 from ..engine import Engine, Paths, history
 from ..engine.decode import EOS
 from .budget import Budget, Meter
+from .events import Events, bill, settle
+from .journal import Journal
+from .saved import plain
 from .tree import Node, SearchTree
 
 Ints = npt.NDArray[np.int64]
@@ -64,13 +69,18 @@ class Run:
         seed: int,
         sampling: dict[str, Any],
         on_step: Callable[[Run], None] | None = None,
+        journal: Journal | None = None,
     ) -> None:
         self.engine, self.verify, self.tool, self.seed = engine, verify, tool, seed
         self.delimiter, self.sampling = delimiter, sampling
         self.stop_when_verified, self.on_step = stop_when_verified, on_step
+        self.check: Callable[[], None] = lambda: None  # raises a Ctrl-C that was put off
         self.meter = Meter(budget)
+        self.events = Events(self.meter, journal)
         self.tree = SearchTree(list(prompts))
         self.root = engine.prefill(list(prompts), seed=seed)
+        self.events.cost = self.cost
+        self._settle(self.events.recall("prefill", lambda: bill(self.cost)))
         self.limit = max_new_tokens or engine.max_length
         self.meter.spend(0, self.root.cost.ran.flops)
         count = len(prompts)
@@ -152,7 +162,7 @@ class Run:
     def append(self, paths: Paths, texts: Sequence[str], *, keep_eos: bool = True) -> Paths:
         """Paths.append of one text a path, within the budget and on record."""
         before, fits = paths.new_lengths, self._fits(paths)
-        ids = self._ids(texts)
+        ids = self._ids(self.events.recall("append", lambda: list(texts)))
         # what there is no room for is left out
         fitting = [one if one and fits(row, len(one)) else [] for row, one in enumerate(ids)]
         paths.append(fitting, keep_eos=keep_eos)
@@ -169,7 +179,7 @@ class Run:
         of steps are made for where steps end.
         """
         spent = self.cost.ran.flops
-        scores = paths.score(scorer).tolist()
+        scores = self._scores(paths, scorer)
         self.meter.spend(0, self.cost.ran.flops - spent)
         for row, index in enumerate(self.nodes(paths)):
             if index >= 0:
@@ -218,8 +228,10 @@ class Run:
                 replied = self._use_tool(paths, (share > 0) & (ended == "until"))
                 go_on = ((ended == "length") | replied) & ~self.solved[paths.prompt]
                 left = np.where(go_on, left - decoded, 0)
-        except KeyboardInterrupt:
-            self.meter.cut = "interrupted"
+        except BaseException as error:
+            self.events.end()
+            if isinstance(error, KeyboardInterrupt):
+                self.meter.cut = "interrupted"
             raise
         finally:  # what an interrupted step has written is not lost
             self._record(paths, before)
@@ -233,11 +245,52 @@ class Run:
         tokens, flops = int(paths.new_lengths.sum()), self.cost.ran.flops
         limits = share.tolist()
         try:
-            paths.decode(stops or None, limits, stop_if=self._watch, progress=False, **options)
+            source = partial(self.events.draw, paths)
+            stop = {"stop_if": self._watch, "source": source, "progress": False}
+            paths.decode(stops or None, limits, **stop, **options)
         finally:
             written = int(paths.new_lengths.sum()) - tokens
             self.meter.spend(written, self.cost.ran.flops - flops)
         return paths.new_lengths
+
+    def _scores(self, paths: Paths, scorer: Scorer) -> list[float]:
+        def ask() -> dict[str, Any]:
+            scores = paths.score(scorer).tolist()
+            if any(map(math.isnan, scores)):
+                row = [math.isnan(score) for score in scores].index(True)
+                raise ValueError(f"scorer: gave NaN for path {row} of {len(paths)}")
+            through = bool((self.engine.cache.lengths(paths.leaves) == paths.lengths).all())
+            return {"scores": [plain(score) for score in scores], "through": through, **bill(self.cost)}
+
+        replaying = self.events.replaying
+        found = self.events.recall("score", ask)
+        try:
+            scores = [float(score) for score in found["scores"]]
+            if len(scores) != len(paths):
+                raise ValueError
+        except (ValueError, TypeError, KeyError):
+            raise self.events.damaged(f"scores that are not those of {len(paths)} paths") from None
+        if replaying:
+            if found.get("through"):
+                paths.forward(np.arange(len(paths)), skip=True)
+            self._settle(found)
+        return scores
+
+    def _settle(self, found: dict[str, Any]) -> None:
+        try:
+            settle(self.cost, found)
+        except (ValueError, TypeError, KeyError):
+            raise self.events.damaged("costs that are none") from None
+
+    def _verdicts(self, asked: list[tuple[int, str]]) -> list[bool]:
+        """What the verifier says of texts, each the answer to a prompt."""
+        if self.verify is None or not asked:
+            return []
+        pairs = [(self.tree.prompts[prompt], text) for prompt, text in asked]
+        found = self.events.recall("verify", lambda: verdicts(self.verify, pairs))
+        if not isinstance(found, list) or [type(one) for one in found] != [bool] * len(asked):
+            raise self.events.damaged(f"verdicts that are not on {len(asked)} texts")
+        return found
 
     def _owed(self, paths: Paths) -> float:
         """FLOPs of taking the tokens that have not been through the model there: a score or the next
@@ -312,6 +365,7 @@ class Run:
 
     def _watch(self, paths: Paths, running: Ints) -> Bools | None:
         """After every token: verifies paths that just ended, and stops what need not go on."""
+        self.check()
         self._verify_ended(paths)
         if self.on_step is not None:
             self.on_step(self)
@@ -328,10 +382,12 @@ class Run:
             for row in np.flatnonzero(paths.ends == EOS).tolist()
             if (int(paths.prompt[row]), int(paths.path_ids[row])) not in self._ended
         ]
-        for row, text in zip(fresh, self._texts(paths, np.array(fresh, np.int64)), strict=True):
-            prompt = int(paths.prompt[row])
-            self._ended.add((prompt, int(paths.path_ids[row])))
-            if not self.solved[prompt] and self.verify(self.tree.prompts[prompt], text):
+        for row in fresh:
+            self._ended.add((int(paths.prompt[row]), int(paths.path_ids[row])))
+        open_ = np.array([row for row in fresh if not self.solved[paths.prompt[row]]], np.int64)
+        asked = list(zip(paths.prompt[open_].tolist(), self._texts(paths, open_), strict=True))
+        for (prompt, _), right in zip(asked, self._verdicts(asked), strict=True):
+            if right:
                 self._solve(prompt)
 
     def _solve(self, prompt: int) -> None:
@@ -347,10 +403,14 @@ class Run:
             return go_on
         rows = np.flatnonzero(at_stop)
         keys, fits = self.keys(paths), self._fits(paths)
-        replies: list[str | None] = []
-        for row, text in zip(rows.tolist(), self._texts(paths, rows), strict=True):
-            at = text.endswith(tool.until)
-            replies.append(tool.reply(self.tree.prompts[paths.prompt[row]], text) if at else "")
+        prompts = [self.tree.prompts[prompt] for prompt in paths.prompt[rows].tolist()]
+        asked = list(zip(prompts, self._texts(paths, rows), strict=True))
+        replies: list[str | None] = self.events.recall(
+            "reply",
+            lambda: [tool.reply(p, text) if text.endswith(tool.until) else "" for p, text in asked],
+        )
+        if [reply is None or isinstance(reply, str) for reply in replies] != [True] * rows.size:
+            raise self.events.damaged(f"replies that are not to {rows.size} paths")
         appended: list[list[int]] = [[] for _ in keys]
         ids = self._ids([reply or "" for reply in replies])
         for row, reply, one in zip(rows.tolist(), replies, ids, strict=True):
@@ -386,20 +446,30 @@ class Run:
 
     def _close_ended(self, paths: Paths) -> None:
         """Says on record why paths stopped, and asks the verifier of those that finished."""
-        stopped, nodes = self.stopped, self.nodes(paths)
-        can_go_on = self.open(paths)
+        nodes, can_go_on = self.nodes(paths), self.open(paths)
+        finished, cut = [], []
         for row, (key, end) in enumerate(zip(self.keys(paths), paths.ended, strict=True)):
             if can_go_on[row] or nodes[row] < 0 or self.tree.nodes[nodes[row]].end:
                 continue
             node = self.tree.nodes[nodes[row]]
-            if end != "eos":
-                cut = "solved" if self.solved[key[0]] else stopped
-                node.end = cut or self._refused.get(key, end)
-                continue
-            node.end = end
-            self._ended.add(key)
-            if self.verify is not None:
-                node.verified = self.verify(self.tree.prompts[key[0]], self.tree.text(nodes[row]))
-                if node.verified and self.stop_when_verified:
-                    self._solve(key[0])
-                    self.choose(key[0], nodes[row])
+            node.end = self._refused.get(key, end)
+            if end == "eos":
+                node.end = end
+                self._ended.add(key)
+                finished.append((key[0], nodes[row]))
+            else:
+                cut.append((key[0], node))
+        texts = [(prompt, self.tree.text(index)) for prompt, index in finished]
+        for (prompt, index), right in zip(finished, self._verdicts(texts), strict=False):
+            self.tree.nodes[index].verified = right
+            if right and self.stop_when_verified:
+                self._solve(prompt)
+                self.choose(prompt, index)
+        for prompt, node in cut:
+            node.end = "solved" if self.solved[prompt] else self.stopped or node.end
+
+
+def verdicts(verify: Verifier, pairs: list[tuple[str, str]]) -> list[bool]:
+    """What a verifier says of each (prompt, text), all at once where it can do that."""
+    many: Callable[[list[tuple[str, str]]], list[Any]] | None = getattr(verify, "many", None)
+    return [bool(one) for one in (many(pairs) if many else [verify(*pair) for pair in pairs])]
