@@ -118,9 +118,7 @@ def drawn(
     packed = np.stack([keys, ids, paths.lengths[running]])
     seed, path_ids, positions = torch.from_numpy(packed).to(device)
     at = torch.from_numpy(running).to(device)
-    here: dict[str, Any] = {
-        k: v[at] if isinstance(v, torch.Tensor) else v for k, v in rows.items()
-    }
+    here: dict[str, Any] = {k: v[at] if isinstance(v, torch.Tensor) else v for k, v in rows.items()}
     found = sample(
         logits,
         seed=seed,

@@ -57,7 +57,7 @@ def digest(tensors: dict[str, torch.Tensor]) -> str:
     found = hashlib.blake2b(digest_size=8)
     for name, tensor in sorted(tensors.items()):
         found.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-        found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return found.hexdigest()
 
 
@@ -66,7 +66,11 @@ def model(engine: Engine) -> dict[str, Any]:
     from .. import __version__
 
     cuda = engine.device.type == "cuda"
-    device = torch.cuda.get_device_name(engine.device) if cuda else torch.backends.cpu.get_cpu_capability()
+    device = (
+        torch.cuda.get_device_name(engine.device)
+        if cuda
+        else torch.backends.cpu.get_cpu_capability()
+    )
     return {
         "pyttc": __version__,
         "torch": torch.__version__,

@@ -8,9 +8,10 @@ run that begins again is told them in the same order, without running anything, 
 from __future__ import annotations
 
 import base64
+import math
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from typing import Any, TypeVar
 
@@ -21,10 +22,13 @@ from ..engine.cost import Cost, Work
 from ..engine.decode import Drawn
 from ..engine.replay import skip
 from .budget import Meter
-from .journal import Journal, Record
+from .journal import Journal, JournalError, Record
+from .saved import plain
 
 SECONDS = 1.0  # of work that a crash may lose
 Value = TypeVar("Value")
+Scorer = Callable[[Paths], Any]
+Verifier = Callable[[str, str], bool]
 FLOATS = ("logprobs", "entropy", "confidence")
 
 
@@ -53,7 +57,7 @@ class Events:
         """What `make` returned when the run was here before; where it was not, what it returns now.
 
         Raises:
-            ValueError: where an event of another kind was here.
+            JournalError: where an event of another kind was here.
         """
         if self._past:
             found, value = self._past.popleft()
@@ -86,6 +90,49 @@ class Events:
         except (ValueError, TypeError, KeyError):
             raise self.damaged(f"a draw that is not one of {running.size} paths") from None
 
+    def prefilled(self, cost: Cost) -> None:
+        """The prompts were read, at a cost that what else the engine held had a part in."""
+        self.cost = cost
+        self._settle(self.recall("prefill", lambda: bill(cost)))
+
+    def score(self, paths: Paths, scorer: Scorer) -> list[float]:
+        """Paths.score.
+
+        Raises:
+            ValueError: for NaN.
+        """
+        replaying = self.replaying
+        found = self.recall("score", lambda: scored(paths, scorer))
+        try:
+            scores = [float(score) for score in found["scores"]]
+            if len(scores) != len(paths):
+                raise ValueError
+        except (ValueError, TypeError, KeyError):
+            raise self.damaged(f"scores that are not those of {len(paths)} paths") from None
+        if replaying:
+            if found.get("through"):
+                paths.forward(np.arange(len(paths)), skip=True)
+            self._settle(found)
+        return scores
+
+    def verify(self, verify: Verifier, pairs: list[tuple[str, str]]) -> list[bool]:
+        """What a verifier says of each (prompt, text), all at once where it can do that."""
+        many = getattr(verify, "many", lambda pairs: [verify(*pair) for pair in pairs])
+        found = self.recall("verify", lambda: [bool(one) for one in many(pairs)])
+        if not isinstance(found, list) or [type(one) for one in found] != [bool] * len(pairs):
+            raise self.damaged(f"verdicts that are not on {len(pairs)} texts")
+        return found
+
+    def texts(
+        self, kind: str, make: Callable[[], Sequence[str | None]], count: int
+    ) -> list[str | None]:
+        """What is appended to each of `count` paths."""
+        found = self.recall(kind, lambda: list(make()))
+        fits = isinstance(found, list) and len(found) == count
+        if not fits or not all(text is None or isinstance(text, str) for text in found):
+            raise self.damaged(f"texts that are not for {count} paths")
+        return found
+
     def flush(self) -> None:
         """Writes down what is not yet written."""
         new, self._new = self._new, []
@@ -103,9 +150,15 @@ class Events:
         finally:
             self.journal = None
 
-    def damaged(self, what: str) -> ValueError:
+    def damaged(self, what: str) -> JournalError:
         path = self.journal.path if self.journal else ""
-        return ValueError(f"{path}: does not fit this run: it holds {what}")
+        return JournalError(f"{path}: does not fit this run: it holds {what}")
+
+    def _settle(self, found: Record) -> None:
+        try:
+            settle(self.cost, found)  # type: ignore[arg-type]
+        except (ValueError, TypeError, KeyError):
+            raise self.damaged("costs that are none") from None
 
     def _next_record(self) -> None:
         """Sets the clocks to the end of the record that was told, and takes the next one."""
@@ -116,8 +169,13 @@ class Events:
         self._record = next(self._records, {})
         if not self._record:
             return
-        events, clocks = self._record.get("events"), [self._record.get(k) for k in ("seconds", "engine")]
-        right = isinstance(events, list) and events and all(isinstance(c, (int, float)) for c in clocks)
+        events, clocks = (
+            self._record.get("events"),
+            [self._record.get(k) for k in ("seconds", "engine")],
+        )
+        right = (
+            isinstance(events, list) and events and all(isinstance(c, (int, float)) for c in clocks)
+        )
         if not right or not all(isinstance(e, list) and len(e) == 2 for e in events or ()):
             raise self.damaged("a record of another kind")
         self._past.extend(events or ())
@@ -133,7 +191,9 @@ def pack(drawn: Drawn) -> Record:
 def unpack(packed: Record, rows: int, vocab: int) -> Drawn:
     """Raises ValueError for what is not a draw of `rows` paths."""
     arrays = {
-        name: np.frombuffer(base64.b64decode(text, validate=True), "<i4" if name == "tokens" else "<f4")
+        name: np.frombuffer(
+            base64.b64decode(text, validate=True), "<i4" if name == "tokens" else "<f4"
+        )
         for name, text in packed.items()
     }
     tokens = arrays.pop("tokens")
@@ -143,6 +203,17 @@ def unpack(packed: Record, rows: int, vocab: int) -> Drawn:
     if tokens.size and not -1 <= int(tokens.min()) <= int(tokens.max()) < vocab:
         raise ValueError
     return tokens.astype(np.int32), {n: a.astype(np.float32) for n, a in arrays.items()}
+
+
+def scored(paths: Paths, scorer: Scorer) -> Record:
+    """What a scorer says of paths and leaves behind: its bill, and whether all their tokens went through
+    the model."""
+    scores = paths.score(scorer).tolist()
+    wrong = next((row for row, score in enumerate(scores) if math.isnan(score)), None)
+    if wrong is not None:
+        raise ValueError(f"scorer: gave NaN for path {wrong} of {len(paths)}, expected a number")
+    through = bool((paths.engine.cache.lengths(paths.leaves) == paths.lengths).all())
+    return {"scores": [plain(one) for one in scores], "through": through, **bill(paths.cost)}
 
 
 def bill(cost: Cost) -> Record:

@@ -23,6 +23,10 @@ MAX_LINE = 1 << 28  # bytes
 Record = dict[str, Any]
 
 
+class JournalError(ValueError):
+    """A journal that cannot be used, and why."""
+
+
 class Journal:
     """The journal at `path` of a run that was asked for like `asked`, new or to be continued.
 
@@ -31,7 +35,7 @@ class Journal:
         asked: what tells this run from others, as JSON knows it.
 
     Raises:
-        ValueError: for a file that is no journal, of another version, of a run that was asked for
+        JournalError: for a file that is no journal, of another version, of a run that was asked for
             differently, damaged before its last line, or in use by another process. It is left as it is.
         OSError: where it cannot be opened or written.
     """
@@ -57,7 +61,10 @@ class Journal:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
     ) -> None:
         self.close()
 
@@ -72,7 +79,7 @@ class Journal:
                 text = file.readline(MAX_LINE)
                 record = parsed(text)
                 if record is None:
-                    raise ValueError(f"{self.path}: was changed while it was read")
+                    raise JournalError(f"{self.path}: was changed while it was read")
                 yield record
 
     def append(self, record: Record) -> None:
@@ -100,7 +107,7 @@ class Journal:
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ValueError(f"{self.path}: in use by another run") from None
+            raise JournalError(f"{self.path}: in use by another run") from None
 
     def _check(self, header: bytes) -> int:
         """The bytes of the file up to the end of its last whole line."""
@@ -114,7 +121,7 @@ class Journal:
         while text := self._file.readline(MAX_LINE):
             number += 1
             if bad is not None:
-                raise ValueError(f"{self.path}, line {bad}: damaged")
+                raise JournalError(f"{self.path}, line {bad}: damaged")
             if parsed(text) is None:
                 bad = number
             else:
@@ -123,15 +130,15 @@ class Journal:
 
     def _check_header(self, found: Record | None, header: bytes) -> None:
         if found is None or found.get("format") != FORMAT:
-            raise ValueError(f"{self.path}: not a journal that pyttc wrote")
+            raise JournalError(f"{self.path}: not a journal that pyttc wrote")
         if found.get("version") != VERSION:
-            raise ValueError(
+            raise JournalError(
                 f"{self.path}: a journal of version {str(found.get('version')):.20}, and this pyttc reads "
                 f"version {VERSION}"
             )
         difference = differs(found.get("asked"), (parsed(header) or {})["asked"])
         if difference:
-            raise ValueError(
+            raise JournalError(
                 f"{self.path}: the journal of another run, {difference}; give this run a file of its own"
             )
 
@@ -205,4 +212,4 @@ def write_whole(path: Path, text: str) -> None:
 
 def unwritable(path: Path, error: OSError) -> OSError:
     reason = error.strerror or str(error)
-    return OSError(error.errno, f"cannot be written ({reason}); what was there before is kept", str(path))
+    return OSError(error.errno, f"{reason}; what was there before is kept", str(path))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,15 +14,13 @@ import torch
 from ..engine import Engine, Paths, history
 from ..engine.decode import EOS
 from .budget import Budget, Meter
-from .events import Events, bill, settle
+from .events import Events, Scorer, Verifier
 from .journal import Journal
-from .saved import plain
 from .tree import Node, SearchTree
 
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
-Scorer = Callable[[Paths], Any]
-Verifier = Callable[[str, str], bool]
+End = tuple[int, int, int]  # prompt, path and the tokens it had written when it finished
 
 
 @dataclass(frozen=True)
@@ -79,8 +76,7 @@ class Run:
         self.events = Events(self.meter, journal)
         self.tree = SearchTree(list(prompts))
         self.root = engine.prefill(list(prompts), seed=seed)
-        self.events.cost = self.cost
-        self._settle(self.events.recall("prefill", lambda: bill(self.cost)))
+        self.events.prefilled(self.cost)
         self.limit = max_new_tokens or engine.max_length
         self.meter.spend(0, self.root.cost.ran.flops)
         count = len(prompts)
@@ -89,6 +85,7 @@ class Run:
         self._best_rank = np.full(count, -np.inf)
         self._node: dict[tuple[int, int], int] = {}  # of each path, the last step on record
         self._ended: set[tuple[int, int]] = set()
+        self._verdict: dict[End, bool] = {}  # of paths that finished within this step
         self._refused: dict[
             tuple[int, int], str
         ] = {}  # paths that got no reply of the tool, and why
@@ -162,7 +159,7 @@ class Run:
     def append(self, paths: Paths, texts: Sequence[str], *, keep_eos: bool = True) -> Paths:
         """Paths.append of one text a path, within the budget and on record."""
         before, fits = paths.new_lengths, self._fits(paths)
-        ids = self._ids(self.events.recall("append", lambda: list(texts)))
+        ids = self._ids(self.events.texts("append", lambda: list(texts), len(paths)))
         # what there is no room for is left out
         fitting = [one if one and fits(row, len(one)) else [] for row, one in enumerate(ids)]
         paths.append(fitting, keep_eos=keep_eos)
@@ -179,7 +176,7 @@ class Run:
         of steps are made for where steps end.
         """
         spent = self.cost.ran.flops
-        scores = self._scores(paths, scorer)
+        scores = self.events.score(paths, scorer)
         self.meter.spend(0, self.cost.ran.flops - spent)
         for row, index in enumerate(self.nodes(paths)):
             if index >= 0:
@@ -228,14 +225,15 @@ class Run:
                 replied = self._use_tool(paths, (share > 0) & (ended == "until"))
                 go_on = ((ended == "length") | replied) & ~self.solved[paths.prompt]
                 left = np.where(go_on, left - decoded, 0)
-        except BaseException as error:
+        except BaseException as error:  # what an interrupted step has written is not lost
             self.events.end()
             if isinstance(error, KeyboardInterrupt):
                 self.meter.cut = "interrupted"
-            raise
-        finally:  # what an interrupted step has written is not lost
             self._record(paths, before)
-            self._close_ended(paths)
+            self._close_ended(paths, ask=False)
+            raise
+        self._record(paths, before)
+        self._close_ended(paths, ask=True)
         return paths
 
     # --- how
@@ -246,51 +244,12 @@ class Run:
         limits = share.tolist()
         try:
             source = partial(self.events.draw, paths)
-            stop = {"stop_if": self._watch, "source": source, "progress": False}
-            paths.decode(stops or None, limits, **stop, **options)
+            hooks: dict[str, Any] = {"stop_if": self._watch, "source": source, "progress": False}
+            paths.decode(stops or None, limits, **hooks, **options)
         finally:
             written = int(paths.new_lengths.sum()) - tokens
             self.meter.spend(written, self.cost.ran.flops - flops)
         return paths.new_lengths
-
-    def _scores(self, paths: Paths, scorer: Scorer) -> list[float]:
-        def ask() -> dict[str, Any]:
-            scores = paths.score(scorer).tolist()
-            if any(map(math.isnan, scores)):
-                row = [math.isnan(score) for score in scores].index(True)
-                raise ValueError(f"scorer: gave NaN for path {row} of {len(paths)}")
-            through = bool((self.engine.cache.lengths(paths.leaves) == paths.lengths).all())
-            return {"scores": [plain(score) for score in scores], "through": through, **bill(self.cost)}
-
-        replaying = self.events.replaying
-        found = self.events.recall("score", ask)
-        try:
-            scores = [float(score) for score in found["scores"]]
-            if len(scores) != len(paths):
-                raise ValueError
-        except (ValueError, TypeError, KeyError):
-            raise self.events.damaged(f"scores that are not those of {len(paths)} paths") from None
-        if replaying:
-            if found.get("through"):
-                paths.forward(np.arange(len(paths)), skip=True)
-            self._settle(found)
-        return scores
-
-    def _settle(self, found: dict[str, Any]) -> None:
-        try:
-            settle(self.cost, found)
-        except (ValueError, TypeError, KeyError):
-            raise self.events.damaged("costs that are none") from None
-
-    def _verdicts(self, asked: list[tuple[int, str]]) -> list[bool]:
-        """What the verifier says of texts, each the answer to a prompt."""
-        if self.verify is None or not asked:
-            return []
-        pairs = [(self.tree.prompts[prompt], text) for prompt, text in asked]
-        found = self.events.recall("verify", lambda: verdicts(self.verify, pairs))
-        if not isinstance(found, list) or [type(one) for one in found] != [bool] * len(asked):
-            raise self.events.damaged(f"verdicts that are not on {len(asked)} texts")
-        return found
 
     def _owed(self, paths: Paths) -> float:
         """FLOPs of taking the tokens that have not been through the model there: a score or the next
@@ -330,14 +289,14 @@ class Run:
         known = dict(zip(distinct, texts, strict=True))
         return [known[tuple(one)] for one in ids]
 
-    def _ids(self, texts: Sequence[str]) -> list[list[int]]:
+    def _ids(self, texts: Sequence[str | None]) -> list[list[int]]:
         """The tokens of each text; equal ones are encoded once."""
         distinct = list(dict.fromkeys(text for text in texts if text))
         if not distinct:
             return [[] for _ in texts]
         ids = self.engine.tokenizer(distinct, add_special_tokens=False)["input_ids"]
         known = dict(zip(distinct, ids, strict=True))
-        return [known.get(text, []) for text in texts]
+        return [known[text] if text else [] for text in texts]
 
     def _share(self, paths: Paths, left: Ints) -> Ints:
         """How many of the tokens they may still write paths get at once, so that all of them together stay
@@ -377,18 +336,27 @@ class Run:
     def _verify_ended(self, paths: Paths) -> None:
         if self.verify is None or not self.stop_when_verified:
             return
-        fresh = [
-            row
-            for row in np.flatnonzero(paths.ends == EOS).tolist()
-            if (int(paths.prompt[row]), int(paths.path_ids[row])) not in self._ended
-        ]
-        for row in fresh:
-            self._ended.add((int(paths.prompt[row]), int(paths.path_ids[row])))
-        open_ = np.array([row for row in fresh if not self.solved[paths.prompt[row]]], np.int64)
-        asked = list(zip(paths.prompt[open_].tolist(), self._texts(paths, open_), strict=True))
-        for (prompt, _), right in zip(asked, self._verdicts(asked), strict=True):
+        fresh, rows = [], []
+        for row in np.flatnonzero(paths.ends == EOS).tolist():
+            prompt, path = int(paths.prompt[row]), int(paths.path_ids[row])
+            if (prompt, path) not in self._ended:
+                self._ended.add((prompt, path))
+                if not self.solved[prompt]:
+                    fresh.append((prompt, path, int(paths.new_lengths[row])))
+                    rows.append(row)
+        texts = self._texts(paths, np.array(rows, np.int64))
+        for at, right in zip(fresh, self._verdicts(fresh, texts), strict=True):
             if right:
-                self._solve(prompt)
+                self._solve(at[0])
+
+    def _verdicts(self, asked: Sequence[End], texts: Sequence[str]) -> list[bool]:
+        """What the verifier says of texts, each what a path had written at an end; kept in `_verdict`."""
+        if self.verify is None or not asked:
+            return []
+        pairs = [(self.tree.prompts[end[0]], text) for end, text in zip(asked, texts, strict=True)]
+        said = self.events.verify(self.verify, pairs)
+        self._verdict.update(zip(asked, said, strict=True))
+        return said
 
     def _solve(self, prompt: int) -> None:
         self.solved[prompt] = True
@@ -405,12 +373,11 @@ class Run:
         keys, fits = self.keys(paths), self._fits(paths)
         prompts = [self.tree.prompts[prompt] for prompt in paths.prompt[rows].tolist()]
         asked = list(zip(prompts, self._texts(paths, rows), strict=True))
-        replies: list[str | None] = self.events.recall(
+        replies = self.events.texts(
             "reply",
             lambda: [tool.reply(p, text) if text.endswith(tool.until) else "" for p, text in asked],
+            rows.size,
         )
-        if [reply is None or isinstance(reply, str) for reply in replies] != [True] * rows.size:
-            raise self.events.damaged(f"replies that are not to {rows.size} paths")
         appended: list[list[int]] = [[] for _ in keys]
         ids = self._ids([reply or "" for reply in replies])
         for row, reply, one in zip(rows.tolist(), replies, ids, strict=True):
@@ -444,10 +411,12 @@ class Run:
         if node >= 0 and not self.tree.nodes[node].end:
             self.tree.nodes[node].end = end
 
-    def _close_ended(self, paths: Paths) -> None:
-        """Says on record why paths stopped, and asks the verifier of those that finished."""
-        nodes, can_go_on = self.nodes(paths), self.open(paths)
-        finished, cut = [], []
+    def _close_ended(self, paths: Paths, ask: bool) -> None:
+        """Says on record why paths stopped, and what the verifier says of those that finished; it is asked
+        only if `ask`."""
+        nodes, can_go_on, lengths = self.nodes(paths), self.open(paths), paths.new_lengths.tolist()
+        finished: dict[End, int] = {}
+        cut = []
         for row, (key, end) in enumerate(zip(self.keys(paths), paths.ended, strict=True)):
             if can_go_on[row] or nodes[row] < 0 or self.tree.nodes[nodes[row]].end:
                 continue
@@ -456,20 +425,15 @@ class Run:
             if end == "eos":
                 node.end = end
                 self._ended.add(key)
-                finished.append((key[0], nodes[row]))
+                finished[(*key, lengths[row])] = nodes[row]
             else:
                 cut.append((key[0], node))
-        texts = [(prompt, self.tree.text(index)) for prompt, index in finished]
-        for (prompt, index), right in zip(finished, self._verdicts(texts), strict=False):
-            self.tree.nodes[index].verified = right
-            if right and self.stop_when_verified:
-                self._solve(prompt)
-                self.choose(prompt, index)
+        unknown = [at for at in finished if at not in self._verdict] if ask else []
+        self._verdicts(unknown, [self.tree.text(finished[at]) for at in unknown])
+        for at, index in finished.items():
+            self.tree.nodes[index].verified = self._verdict.pop(at, None)
+            if self.tree.nodes[index].verified and self.stop_when_verified:
+                self._solve(at[0])
+                self.choose(at[0], index)
         for prompt, node in cut:
             node.end = "solved" if self.solved[prompt] else self.stopped or node.end
-
-
-def verdicts(verify: Verifier, pairs: list[tuple[str, str]]) -> list[bool]:
-    """What a verifier says of each (prompt, text), all at once where it can do that."""
-    many: Callable[[list[tuple[str, str]]], list[Any]] | None = getattr(verify, "many", None)
-    return [bool(one) for one in (many(pairs) if many else [verify(*pair) for pair in pairs])]

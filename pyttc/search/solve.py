@@ -13,8 +13,9 @@ from ..engine import Engine
 from ..engine.decode import held_interrupts
 from . import asked
 from .budget import Budget
+from .events import Verifier
 from .journal import Journal
-from .run import Run, Strategy, Tool, Verifier
+from .run import Run, Strategy, Tool
 from .tree import SearchTree
 
 
@@ -83,7 +84,12 @@ def stream(
     with contextlib.ExitStack() as stack:
         held = None
         if journal is not None:
-            request = {**asked.model(engine), "prompts": texts, "strategy": strategy, "budget": budget}
+            request = {
+                **asked.model(engine),
+                "prompts": texts,
+                "strategy": strategy,
+                "budget": budget,
+            }
             held = stack.enter_context(Journal(journal, asked.described({**request, **options})))
         with held_interrupts():
             run = Run(engine, texts, budget, on_step=on_step, journal=held, **options)  # type: ignore[arg-type]
@@ -131,7 +137,7 @@ def solve(
         journal: a file that the run keeps of what it has done. The same call again, after a crash or a
             Ctrl-C, takes what is there as done and goes on: the results are those of one run that was
             not interrupted, bit for bit, and seconds are the sum. What the last second did may be done
-            again. It is the journal of this call alone: ValueError for any other (functions count as
+            again. It is the journal of this call alone: JournalError for any other (functions count as
             equal by their names), and while another process uses it.
         **sampling: temperature, top_k, top_p, min_p, confidence for `Paths.decode`.
 
