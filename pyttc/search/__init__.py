@@ -11,6 +11,7 @@ from .rebase import Rebase
 from .revision import BudgetForcing, Revision
 from .run import Run, Strategy, Tool
 from .sample_n import SampleN
+from .sandbox import Sandbox
 from .scores import mean_logprob, self_certainty
 from .solve import Result, solve, stream
 from .tree import SearchTree
@@ -32,6 +33,7 @@ __all__ = [
     "Revision",
     "Run",
     "SampleN",
+    "Sandbox",
     "SearchTree",
     "Strategy",
     "Tool",

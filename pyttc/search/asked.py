@@ -16,8 +16,8 @@ from ..engine import Engine, LinearHead
 
 
 def described(value: Any, depth: int = 8) -> Any:
-    """Numbers and texts as they are; functions by name, with what they enclose; dataclasses by their
-    fields; tensors, heads and modules by a digest of their numbers; anything else by its type."""
+    """Numbers and texts as they are; functions by name, with the functions they enclose; dataclasses
+    by their fields; tensors, heads and modules by a digest of their numbers; anything else by its type."""
     if value is None or isinstance(value, (bool, int, str)):
         return value
     if isinstance(value, float):
@@ -38,10 +38,12 @@ def described(value: Any, depth: int = 8) -> Any:
     if isinstance(value, MethodType):
         return {"is": named(value.__func__), "of": inner(value.__self__)}
     if isinstance(value, FunctionType):
-        enclosed = inspect.getclosurevars(value).nonlocals
+        outside = inspect.getclosurevars(value).nonlocals
+        enclosed = {name: one for name, one in outside.items() if callable(one)}
         return {"is": named(value), "with": inner(enclosed)} if enclosed else named(value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        attributes = {each.name: getattr(value, each.name) for each in dataclasses.fields(value)}
+        names = [each.name for each in dataclasses.fields(value) if each.name[0] != "_"]
+        attributes = {name: getattr(value, name) for name in names}
     else:
         attributes = vars(value) if isinstance(value, LinearHead) else {}
     kind = value if hasattr(value, "__qualname__") else type(value)

@@ -44,7 +44,7 @@ class Events:
         self.cost: Cost | None = None
         self._records = iter(()) if journal is None else journal.records()
         self._past: deque[list[Any]] = deque()  # events of a record that are yet to be told
-        self._record: Record = {}
+        self._record: Record | None = None  # the one these are of
         self._new: list[list[Any]] = []
         self._written = time.perf_counter()
         self._next_record()
@@ -87,7 +87,7 @@ class Events:
         packed = self.recall("draw", lambda: pack(make()))
         try:
             return unpack(packed, running.size, paths.engine.model.vocab)
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, AttributeError):
             raise self.damaged(f"a draw that is not one of {running.size} paths") from None
 
     def prefilled(self, cost: Cost) -> None:
@@ -166,8 +166,8 @@ class Events:
             self.meter.resume(self._record["seconds"])
             if self.cost is not None:
                 self.cost.ran.seconds = self._record["engine"]
-        self._record = next(self._records, {})
-        if not self._record:
+        self._record = next(self._records, None)
+        if self._record is None:
             return
         events, clocks = (
             self._record.get("events"),

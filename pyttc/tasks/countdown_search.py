@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from ..engine import LinearHead
-from ..search import Tool
-from .countdown_text import DELIMITER, EOS, calculate, problem_of, split_steps, verify
+from ..search import Sandbox, Tool
+from . import countdown_text
+from .countdown_text import (
+    DELIMITER,
+    calculate,
+    last_attempt,
+    last_line,
+    problem_of,
+    split_steps,
+)
 
 MAX_NEW_TOKENS = 160  # of a path: a text of five numbers, calculator included, has at most 120
-Value = TypeVar("Value")
 
 
 def options(*, direct: bool = False, attempts: bool = False) -> dict[str, Any]:
@@ -22,10 +29,17 @@ def options(*, direct: bool = False, attempts: bool = False) -> dict[str, Any]:
         attempts: a path may hold several attempts, each behind a prompt of its own, as `again` writes
             them; the last one counts.
     """
-    check, reply = (last_attempt(verify), last_attempt(_reply)) if attempts else (verify, _reply)
-    tool = None if direct else Tool("=", reply)
+    tool = None if direct else Tool("=", _reply_last if attempts else _reply)
     limit = MAX_NEW_TOKENS * (4 if attempts else 1)
+    check = verifier("verify_last" if attempts else "verify")
     return {"verify": check, "tool": tool, "delimiter": DELIMITER, "max_new_tokens": limit}
+
+
+@cache
+def verifier(name: str) -> Sandbox:
+    """A verifier of `countdown_text` in a process of its own. It reads what it is given and runs none of it,
+    so that many texts may share a fork."""
+    return Sandbox(f"{countdown_text.__name__}:{name}", seconds=10.0, texts=256)
 
 
 def _reply(prompt: str, text: str) -> str | None:
@@ -34,24 +48,13 @@ def _reply(prompt: str, text: str) -> str | None:
     return None if problem is None else calculate(problem, text)
 
 
-def last_attempt(function: Callable[[str, str], Value]) -> Callable[[str, str], Value]:
-    """The function of (prompt, text), given only what follows the last prompt within the text."""
-
-    def of_last(prompt: str, text: str) -> Value:
-        line = last_line(prompt)
-        at = text.rfind(line) if line else -1
-        return function(prompt, text[at + len(line) :] if at >= 0 else text)
-
-    return of_last
+def _reply_last(prompt: str, text: str) -> str | None:
+    return _reply(prompt, last_attempt(prompt, text))
 
 
 def again(prompt: str, text: str) -> str:
     """What revision appends to a failed attempt: the prompt once more, as after a solved example."""
     return last_line(prompt)
-
-
-def last_line(prompt: str) -> str:
-    return prompt[prompt.rfind(EOS) + 1 :]
 
 
 def claimed_number(text: str) -> str | None:

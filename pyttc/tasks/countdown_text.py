@@ -145,3 +145,20 @@ def steps_legal(prompt: str, text: str) -> list[bool]:
     problem, parts = problem_of(prompt), split_steps(text)
     legal = 0 if problem is None else follow(problem, parts)[1]
     return [i < legal for i in range(len(parts))]
+
+
+def last_line(prompt: str) -> str:
+    """The problem of a prompt as it stands there, without what comes before it."""
+    return prompt[prompt.rfind(EOS) + 1 :]
+
+
+def last_attempt(prompt: str, text: str) -> str:
+    """Of a text that holds several attempts, each behind the prompt's last line once more, the last."""
+    line = last_line(prompt)
+    at = text.rfind(line) if line else -1
+    return text[at + len(line) :] if at >= 0 else text
+
+
+def verify_last(prompt: str, text: str) -> bool:
+    """verify, of the last attempt."""
+    return verify(prompt, last_attempt(prompt, text))
