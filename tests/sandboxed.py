@@ -21,3 +21,9 @@ def length(prompt, text):
 
 def nothing(prompt, text):
     return None
+
+
+def hangs_for_eight(prompt, text):
+    while prompt.startswith("8"):
+        time.sleep(1)
+    return True
