@@ -26,12 +26,14 @@ from setuptools import find_packages, setup
 
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 AVX512 = [*AVX2, "-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl"]
-AMX = [*AVX512, "-mavx512bf16", "-mamx-tile", "-mamx-bf16"]
+AVX512BF16 = [*AVX512, "-mavx512bf16"]
+AMX = [*AVX512BF16, "-mamx-tile", "-mamx-bf16"]
 # What files of a name ending so are compiled with, as far as the compiler knows the flags. On
 # another processor it knows none of them, and simd.h then gives plain C++.
 ISA_FLAGS = {
     "_avx2": AVX2,
     "_avx512": [*AVX512, "-mprefer-vector-width=512"],
+    "_avx512bf16": [*AVX512BF16, "-mprefer-vector-width=512"],
     "_amx": [*AMX, "-mprefer-vector-width=512"],
 }
 CUDA_ARCHS = os.environ.get("TORCH_CUDA_ARCH_LIST", "8.0;9.0a;10.0+PTX")

@@ -21,7 +21,7 @@ from . import common, table
 
 
 def main() -> int:
-    found = sorted(dispatch.ops)  # bench_engine.py has a command line of its own
+    found = sorted({*dispatch.ops, "linear"})  # bench_engine.py has a command line of its own
     parser = argparse.ArgumentParser(prog="python -m benchmarks.run")
     parser.add_argument(
         "ops", nargs="*", metavar="op", help=f"of {', '.join(found)}; all by default"

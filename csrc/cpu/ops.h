@@ -9,6 +9,9 @@ namespace pyttc {
 void copy_pages(const Tensor& k_pages, const Tensor& v_pages, const Tensor& src, const Tensor& dst,
                 int threads);
 
+void linear(const Tensor& x, const Tensor& weight, const OptionalTensor& bias, const Output& out,
+            int threads);
+
 void lm_head_topk(const Tensor& hidden, const Tensor& weight, int64_t k, double temperature,
                   const Output& logprobs, const Output& indices, const Output& logsumexp,
                   const Output& entropy, int threads);
