@@ -27,7 +27,8 @@ SHAPE: dict[str, Any] = {
 }
 # the same modules and calls on tensors so small that arithmetic takes no time
 HOLLOW = {"vocab_size": 64, "hidden_size": 192, "intermediate_size": 64, "head_dim": 16}
-KERNELS = ("linear", "prefix_tree_attention", "store_kv", "copy_pages", "sample")
+KERNELS = ("linear", "rms_norm", "rotate", "silu_mul", "prefix_tree_attention", "store_kv")
+KERNELS += ("copy_pages", "sample")
 
 
 def llama(dtype: torch.dtype, **changes: Any) -> Any:
