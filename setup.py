@@ -226,13 +226,14 @@ if NVCC and sources("cuda", ".cu"):
             **COMMON,
         )
     )
+BESIDE = ("triton_kernels", "benchmarks")  # folders of the top level that are parts of the package
 if not {"egg_info", "dist_info", "sdist"} & set(sys.argv):
     require_compiler()
 
 setup(
-    packages=["pyttc", *(f"pyttc.{p}" for p in find_packages("pyttc")), "pyttc.triton_kernels"],
-    package_dir={"pyttc": "pyttc", "pyttc.triton_kernels": "triton_kernels"},
-    package_data={"pyttc": ["py.typed", "*.pyi", "models/*/*"]},
+    packages=["pyttc", *(f"pyttc.{p}" for p in [*find_packages("pyttc"), *BESIDE])],
+    package_dir={"pyttc": "pyttc", **{f"pyttc.{folder}": folder for folder in BESIDE}},
+    package_data={"pyttc": ["py.typed", "*.pyi", "models/*/*"], "pyttc.benchmarks": ["roof.cpp"]},
     ext_modules=extensions,
     cmdclass={"build_ext": build_ext},
     zip_safe=False,

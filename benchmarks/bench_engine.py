@@ -144,16 +144,16 @@ def too_large(needed: int) -> str | None:
 def rows(threads: int, seconds: float, quick: bool, progress: Progress) -> list[dict[str, Any]]:
     torch.set_num_threads(threads)
     task = progress.add_task(f"threads={threads}", total=3 if quick else len(PATHS) * len(PROMPTS))
-    roof, cases = common.measure_roof(threads), []
-    for case in points(seconds, quick):
-        cases.append(case)
-        progress.advance(task)
-    roof, made = roof.raised(common.measure_roof(threads)), []
+    cases, made = [], []
+    with common.roof_around(threads) as roof:
+        for case in points(seconds, quick):
+            cases.append(case)
+            progress.advance(task)
     for case in cases:
         samples = {name: taken for name, taken in case["samples"].items() if taken}
         took = {name: common.summary(taken) for name, taken in samples.items()}
         paths, ours = case["shape"]["paths"], took["pyttc"].median
-        row = common.row({**case, "impl": "engine"}, case["checked"], took, roof, threads)
+        row = common.row({**case, "impl": "engine"}, case["checked"], took, roof(), threads)
         row["tokens_per_second"] = round(paths / ours, 1)
         row["kv_mib"] = round(case["kv held"] / 2**20, 1)
         row["kv_mib_expanded"] = round(case["kv"] / 2**20, 1)

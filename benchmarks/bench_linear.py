@@ -12,17 +12,19 @@ from .common import rotating
 
 
 def cases() -> Iterator[dict[str, Any]]:
-    for columns, width in ((768, 768), (2048, 768), (768, 2048), (151_936, 896)):
+    for columns, hidden in ((768, 768), (2048, 768), (768, 2048), (151_936, 896)):
         for dtype in (torch.float32, torch.bfloat16):
             for rows in (1, 8, 64):
-                yield case(rows, columns, width, dtype)
+                yield case(rows, columns, hidden, dtype)
 
 
-def case(rows: int, columns: int, width: int, dtype: torch.dtype) -> dict[str, Any]:
-    nbytes = (rows + columns) * width * dtype.itemsize
+def case(
+    rows: int = 64, columns: int = 151_936, hidden: int = 896, dtype: torch.dtype = torch.bfloat16
+) -> dict[str, Any]:
+    nbytes = (rows + columns) * hidden * dtype.itemsize
 
     def make() -> tuple[torch.Tensor, torch.Tensor]:
-        x, weight = torch.randn(rows, width), torch.randn(columns, width) / width**0.5
+        x, weight = torch.randn(rows, hidden), torch.randn(columns, hidden) / hidden**0.5
         return x.to(dtype), weight.to(dtype)
 
     def run(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -39,12 +41,12 @@ def case(rows: int, columns: int, width: int, dtype: torch.dtype) -> dict[str, A
     next_args = rotating(make, nbytes)
     return {
         "op": "linear",
-        "shape": {"B": rows, "V": columns, "H": width},
+        "shape": {"B": rows, "V": columns, "H": hidden},
         "dtype": str(dtype).removeprefix("torch."),
         "run": lambda: run(*next_args()),
         "check": check,
         "bytes": nbytes + rows * columns * dtype.itemsize,
         "written": rows * columns * dtype.itemsize,
-        "flops": 2 * rows * columns * width,
+        "flops": 2 * rows * columns * hidden,
         "peers": {"torch linear": lambda: linear(*next_args())},
     }

@@ -58,6 +58,8 @@ def failure(row: dict[str, Any]) -> str | None:
     """Why a row cannot be right, or None."""
     if not row["checked"]:
         return "its output differs from the reference"
+    if row["roof_percent"] is None:
+        return "there is no C++ compiler to measure the roof with"
     if row["roof_percent"] > 100:
         return f"{row['roof_percent']} % of the roof: cached inputs, or wrong bytes or flops"
     return None

@@ -45,6 +45,10 @@ def duration(us: float) -> str:
     return f"{us:.1f} us" if us < 1000 else f"{us / 1000:.2f} ms"
 
 
+def percent(value: float | None) -> str:
+    return "" if value is None else f"{value:.0f} %"
+
+
 def lines(rows: list[dict[str, Any]]) -> list[str]:
     """A Markdown table of rows."""
     table = [HEAD, ["---"] * len(HEAD)]
@@ -53,7 +57,7 @@ def lines(rows: list[dict[str, Any]]) -> list[str]:
         shape = " ".join(f"{name}={size}" for name, size in row["shape"].items())
         table.append(
             [row["op"], shape, row["dtype"], str(row["threads"]), duration(row["median_us"])]
-            + [f"{row['roof_percent']:.0f} %", ", ".join(peers)]
+            + [percent(row["roof_percent"]), ", ".join(peers)]
         )
     return ["| " + " | ".join(cells) + " |" for cells in table]
 
