@@ -123,6 +123,7 @@ def points(seconds: float, quick: bool) -> Iterator[dict[str, Any]]:
                 "dtype": str(DTYPE).removeprefix("torch."),
                 "checked": checked,
                 "why": why,
+                "parts": llama.step_parts(ours["pyttc"], rounds=2),
                 "samples": turns.samples,
                 "bytes": prices.weight_bytes + (length + paths * own // 2) * prices.kv_bytes,
                 "flops": paths * (prices.body + prices.head + prices.attention * length),
@@ -159,9 +160,8 @@ def rows(threads: int, seconds: float, quick: bool, progress: Progress) -> list[
         row["kv_mib_expanded"] = round(case["kv"] / 2**20, 1)
         if case["why"]:
             row["peers"][PEER] = {"median_us": None, "ratio": None, "why": case["why"]}
-        if case["shape"] == {"paths": 32, "prompt": 128}:
-            host, step = llama.host_part(DTYPE, 32, 128)
-            row["host_percent"] = round(100 * host / step, 1)
+        whole = sum(case["parts"].values())
+        row["parts_percent"] = {p: round(100 * s / whole, 1) for p, s in case["parts"].items()}
         made.append(row)
     return made
 

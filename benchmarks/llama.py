@@ -1,4 +1,4 @@
-"""The 125M-parameter model that the engine is measured with, and what its host part costs."""
+"""The 125M-parameter model that the engine is measured with, and where its time goes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 import transformers
 
 from pyttc import _C
-from pyttc.engine import Engine
+from pyttc.engine import Engine, Paths
 from pyttc.engine.model import RowModel
 
 from .common import clock
@@ -25,10 +25,13 @@ SHAPE: dict[str, Any] = {
     "num_key_value_heads": 4,
     "max_position_embeddings": 8192,
 }
-# the same modules and calls on tensors so small that arithmetic takes no time
-HOLLOW = {"vocab_size": 64, "hidden_size": 192, "intermediate_size": 64, "head_dim": 16}
-KERNELS = ("linear", "rms_norm", "rotate", "silu_mul", "prefix_tree_attention", "store_kv")
-KERNELS += ("copy_pages", "sample")
+PARTS = {
+    "matrix products": ("linear",),
+    "attention": ("prefix_tree_attention", "store_kv", "copy_pages"),
+    "other layers": ("rms_norm", "rotate", "silu_mul"),
+    "drawing": ("sample",),
+}
+TOKENS = 4  # a turn
 
 
 def llama(dtype: torch.dtype, **changes: Any) -> Any:
@@ -45,41 +48,32 @@ def engine(dtype: torch.dtype, memory: str, batch_invariant: bool = True, **chan
     return made
 
 
-def host_part(dtype: torch.dtype, paths: int, prompt: int, rounds: int = 12) -> tuple[float, float]:
-    """(seconds of a decoding step that are neither a matrix product nor a kernel of pyttc, seconds of the
-    whole step): Python, the dispatch of torch's operators, bookkeeping.
+def step_parts(paths: Paths, rounds: int = 6) -> dict[str, float]:
+    """Seconds of a decoding step by what they go to: those of PARTS, and "host", all the rest: Python, the
+    dispatch and the work of torch's operators, bookkeeping. Of several turns the fastest, since neighbours on
+    the machine only ever add."""
+    now, turns = clock(), []
+    inside: dict[str, float] = {}
 
-    They are measured on a hollow model, with the layers and calls of the 125M one and next to nothing to
-    compute, and what its products and kernels take is left out. What remains of the element-wise
-    operators is counted as host time, so that the figure is rather too high. Both models decode in
-    turns; the fastest turn of each, since neighbours on the machine only ever add.
-    """
-    forks = {
-        name: engine(dtype, "256MiB", **changes).prefill([3] * prompt).fork(paths, seed=0)
-        for name, changes in (("hollow", HOLLOW), ("whole", {}))
-    }
-    now, inside, taken = clock(), [0.0], {"hollow": [], "whole": []}
-
-    def timed(function: Callable[..., Any]) -> Callable[..., Any]:
+    def timed(part: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
             start = now()
             out = function(*args, **kwargs)
-            inside[0] += now() - start
+            inside[part] += now() - start
             return out
 
         return call
 
-    def turn(name: str) -> None:
-        inside[0], start = 0.0, now()
-        forks[name].decode(max_new_tokens=4)
-        taken[name].append((now() - start - inside[0]) / 4)
-
-    for done in range(rounds + 1):  # the first warms up
-        with contextlib.ExitStack() as patches:
-            for name in KERNELS:
-                patches.enter_context(mock.patch.object(_C, name, timed(getattr(_C, name))))
-            turn("hollow")
-        turn("whole")
-        if not done:
-            taken = {"hollow": [], "whole": []}
-    return min(taken["hollow"]), min(taken["whole"])
+    with contextlib.ExitStack() as patches:
+        for part, kernels in PARTS.items():
+            for name in kernels:
+                kernel = timed(part, getattr(_C, name))
+                patches.enter_context(mock.patch.object(_C, name, kernel))
+        for _ in range(rounds + 1):
+            inside.update(dict.fromkeys(PARTS, 0.0))
+            start = now()
+            paths.decode(max_new_tokens=TOKENS, progress=False)
+            whole = now() - start
+            turns.append({**inside, "host": whole - sum(inside.values())})
+    fastest = min(turns[1:], key=lambda turn: sum(turn.values()))  # the first warms up
+    return {part: seconds / TOKENS for part, seconds in fastest.items()}

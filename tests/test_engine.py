@@ -307,8 +307,9 @@ def test_memory_is_known_before_a_run(tmp_path: Any) -> None:
 def test_host_takes_less_than_a_tenth_of_a_step() -> None:
     """125M parameters, 32 paths, one thread, bfloat16: see benchmarks.llama for what is counted."""
     with threads(1):
-        host, step = llama_model.host_part(torch.bfloat16, 32, 128)
-    assert host < 0.1 * step, (host, step)
+        paths = llama_model.engine(torch.bfloat16, "256MiB").prefill([3] * 128).fork(32, seed=0)
+        parts = llama_model.step_parts(paths)
+    assert parts["host"] < 0.1 * sum(parts.values()), parts
 
 
 def test_rotary_embeddings_that_feel_the_batch_are_refused(tmp_path: Any) -> None:

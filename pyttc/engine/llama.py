@@ -27,10 +27,8 @@ class Product(NamedTuple):
     weight: torch.Tensor
     bias: torch.Tensor | None
 
-    def __call__(self, x: torch.Tensor, threads: int) -> torch.Tensor:
-        out = x.new_empty(x.shape[0], self.weight.shape[0])
+    def __call__(self, x: torch.Tensor, out: torch.Tensor, threads: int) -> None:
         _C.linear(x, self.weight, self.bias, out, threads)
-        return out
 
 
 class Layer(NamedTuple):
@@ -57,6 +55,7 @@ class LlamaPass:
         attention = self.base.layers[0].self_attn
         self.head_dim: int = attention.head_dim
         self.heads: int = config.num_attention_heads
+        self.widths = [p.weight.shape[0] for p in (self.layers[0].qkv, self.layers[0].gate_up)]
         self.turned: int = self.heads + config.num_key_value_heads  # heads that rotate
 
     def __call__(self, tokens: torch.Tensor, positions: torch.Tensor, step: Step) -> torch.Tensor:
@@ -64,26 +63,32 @@ class LlamaPass:
         threads, eps = torch.get_num_threads(), self.eps
         x = F.embedding(tokens, self.base.embed_tokens.weight)
         cos, sin = (t[0] for t in self.base.rotary_emb(x[None], position_ids=positions[None]))
-        added, normed = None, torch.empty_like(x)
+        # one set of buffers for all layers
+        normed, added = torch.empty_like(x), torch.empty_like(x)
+        qkv, gate_up = (x.new_empty(x.shape[0], width) for width in self.widths)
+        heads = qkv.view(x.shape[0], -1, self.head_dim)
+        q, k, v = heads.tensor_split((self.heads, self.turned), 1)
+        turned, (gate, up) = heads[:, : self.turned], gate_up.chunk(2, 1)
+        before = None
         for at, layer in enumerate(self.layers):
-            _C.rms_norm(x, added, layer.norms[0], eps, normed, threads)
-            qkv = layer.qkv(normed, threads).view(x.shape[0], -1, self.head_dim)
-            q, k, v = qkv.tensor_split((self.heads, self.turned), 1)
+            _C.rms_norm(x, before, layer.norms[0], eps, normed, threads)
+            layer.qkv(normed, qkv, threads)
             if layer.head_norms:
                 for part, weight in zip((q, k), layer.head_norms, strict=True):
                     _C.rms_norm(part, None, weight, eps, part, threads)
-            _C.rotate(qkv[:, : self.turned], cos, sin, threads)
+            _C.rotate(turned, cos, sin, threads)
             k_pages, v_pages = step.k_pages[at], step.v_pages[at]
             store_kv(k, v, k_pages, v_pages, step.slots)
             attended, _ = prefix_tree_attention(
                 q, k_pages, v_pages, step.tree, scale=layer.scale, window=layer.window
             )
-            added = layer.out(attended.view(x.shape[0], -1), threads)
+            layer.out(attended.view(x.shape[0], -1), added, threads)
             _C.rms_norm(x, added, layer.norms[1], eps, normed, threads)
-            gate, up = layer.gate_up(normed, threads).chunk(2, 1)
+            layer.gate_up(normed, gate_up, threads)
             _C.silu_mul(gate, up, gate, threads)
-            added = layer.down(gate, threads)
-        _C.rms_norm(x, added, self.base.norm.weight, eps, normed, threads)
+            layer.down(gate, added, threads)
+            before = added
+        _C.rms_norm(x, before, self.base.norm.weight, eps, normed, threads)
         return normed
 
 
