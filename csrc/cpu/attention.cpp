@@ -341,15 +341,15 @@ class Run {
   std::vector<Item> items_;
 };
 
+const AttentionKernels& kernels_of(DType dtype) {
+  if (dtype == DType::bf16 && isa() >= Isa::avx512bf16)
+    return isa() == Isa::amx ? attention_amx : attention_avx512bf16;
+  const AttentionTable& table = pick(attention_generic, attention_avx2, attention_avx512);
+  return dtype == DType::f32 ? table.f32 : dtype == DType::bf16 ? table.bf16 : table.f16;
+}
+
 }  // namespace
 
-void attention(const Attention& call) {
-  const AttentionTable& table = pick(attention_generic, attention_avx2, attention_avx512);
-  const AttentionKernels& kernels = call.dtype == DType::f32   ? table.f32
-                                    : call.dtype == DType::f16 ? table.f16
-                                    : isa() == Isa::amx        ? attention_amx
-                                                               : table.bf16;
-  Run(call, kernels)();
-}
+void attention(const Attention& call) { Run(call, kernels_of(call.dtype))(); }
 
 }  // namespace pyttc

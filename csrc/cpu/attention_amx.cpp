@@ -1,6 +1,6 @@
 #define PYTTC_ISA_AMX
 #include "amx.h"
-#include "attention_softmax.h"
+#include "attention_pairs.h"
 
 // bfloat16 on tiles, so fast that the exponentials are what bounds it. Queries are the left operand
 // as they are, 16 rows a tile; keys are turned to pairs of dims [dim / 2][kTile][2], values to
@@ -10,30 +10,9 @@
 namespace pyttc {
 namespace {
 
-constexpr int kPair = 32;  // elements along the summed dimension of one product
-
-inline __m512i row_of(const void* row, int64_t d, int64_t dim) {  // 32 elements, zeros past dim
-  const __mmask32 mask = dim - d >= kPair ? ~__mmask32{0} : (__mmask32{1} << (dim - d)) - 1;
-  return _mm512_maskz_loadu_epi16(mask, static_cast<const bf16*>(row) + d);
-}
-
-void query(const void* q, int64_t dim, float* row) {
-  for (int64_t d = 0; d < dim; d += kPair)
-    _mm512_storeu_si512(reinterpret_cast<bf16*>(row) + d, row_of(q, d, dim));
-}
-
 void pack(const void* const* k, const void* const* v, int begin, int end, int64_t dim,
           int64_t padded, void* k_packed, void* v_packed) {
-  float* kt = static_cast<float*>(k_packed);  // a pair of elements is moved as one float
-  for (int t = begin / W * W; t < end; t += W)
-    for (int64_t d = 0; d < dim; d += kPair) {
-      vf x[W];
-      for (int i = 0; i < W; ++i)
-        x[i] = t + i >= begin && t + i < end ? vf{_mm512_castsi512_ps(row_of(k[t + i], d, dim))}
-                                             : zero();
-      transpose(x);
-      for (int i = 0; i < W; ++i) store(kt + (d / 2 + i) * kTile + t, x[i]);
-    }
+  pack_keys(k, begin, end, dim, static_cast<float*>(k_packed));
   for (int t = begin / kPair * kPair; t < end || t % kPair; t += 2)
     for (int64_t d = 0; d < dim; d += kPair) {
       const auto token = [&](int i) {
@@ -155,6 +134,6 @@ void rows(const AttentionRows& a) {
 
 }  // namespace
 
-extern const AttentionKernels attention_amx = {query, pack, rows, finish<bf16>};
+extern const AttentionKernels attention_amx = {query_pairs, pack, rows, finish<bf16>};
 
 }  // namespace pyttc

@@ -35,6 +35,6 @@ struct AttentionTable {
 };
 
 extern const AttentionTable attention_generic, attention_avx2, attention_avx512;
-extern const AttentionKernels attention_amx;  // bfloat16 only
+extern const AttentionKernels attention_avx512bf16, attention_amx;  // bfloat16 only
 
 }  // namespace pyttc
