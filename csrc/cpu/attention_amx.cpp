@@ -10,15 +10,16 @@
 namespace pyttc {
 namespace {
 
-void pack(const void* const* k, const void* const* v, int begin, int end, int64_t dim,
-          int64_t padded, void* k_packed, void* v_packed) {
-  pack_keys(k, begin, end, dim, static_cast<float*>(k_packed));
-  for (int t = begin / kPair * kPair; t < end || t % kPair; t += 2)
+void pack(const TileRows& tile, const TileRows& next, int64_t dim, int64_t padded, void* k_packed,
+          void* v_packed) {
+  pack_keys(tile, next, dim, static_cast<float*>(k_packed));
+  for (int t = tile.begin / kPair * kPair; t < tile.end || t % kPair; t += 2)
     for (int64_t d = 0; d < dim; d += kPair) {
       const auto token = [&](int i) {
-        return i >= begin && i < end ? row_of(v[i], d, dim) : _mm512_setzero_si512();
+        return i >= tile.begin && i < tile.end ? row_of(tile.v[i], d, dim) : _mm512_setzero_si512();
       };
       const __m512i a = token(t), b = token(t + 1);
+      ask<bf16>(next.v[t], d), ask<bf16>(next.v[t + 1], d);
       uint32_t* to = static_cast<uint32_t*>(v_packed) + t / 2 * padded + d;
       for (int half = 0; half < 2 && d + half * W < padded; ++half) {
         const __m256i x = half ? _mm512_extracti64x4_epi64(a, 1) : _mm512_castsi512_si256(a);

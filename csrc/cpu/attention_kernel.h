@@ -28,19 +28,20 @@ void query(const void* q_, int64_t dim, float* row) {
 
 // K^T [dim][kTile]
 template <class T>
-void pack_keys(const void* const* k, int begin, int end, int64_t dim, float* kt) {
+void pack_keys(const TileRows& tile, const TileRows& next, int64_t dim, float* kt) {
   const int64_t whole = dim / W * W;
-  for (int t = begin / W * W; t < end; t += W) {
+  for (int t = tile.begin / W * W; t < tile.end; t += W) {
     // Rows that are not there repeat one that is; their scores are never looked at.
     const T* row[W];
     for (int i = 0; i < W; ++i) {
-      const int at = t + i < begin ? begin : t + i < end ? t + i : end - 1;
-      row[i] = static_cast<const T*>(k[at]);
+      const int at = t + i < tile.begin ? tile.begin : t + i < tile.end ? t + i : tile.end - 1;
+      row[i] = static_cast<const T*>(tile.k[at]);
     }
     vf x[W];
     int64_t d = 0;
     for (; d < whole; d += W) {
       for (int i = 0; i < W; ++i) x[i] = load(row[i] + d);
+      for (int i = 0; i < W; ++i) ask<T>(next.k[t + i], d);
       transpose(x);
       for (int i = 0; i < W; ++i) store(kt + (d + i) * kTile + t, x[i]);
     }
@@ -54,13 +55,17 @@ void pack_keys(const void* const* k, int begin, int end, int64_t dim, float* kt)
 
 // V [kTile][padded]
 template <class T>
-void pack_values(const void* const* v, int begin, int end, int64_t dim, int64_t padded, float* vp) {
+void pack_values(const TileRows& tile, const TileRows& next, int64_t dim, int64_t padded,
+                 float* vp) {
   const vf small = set1(kSmall);
   const int64_t whole = dim / W * W;
-  for (int t = begin; t < end; ++t) {
-    const T* row = static_cast<const T*>(v[t]);
+  for (int t = tile.begin; t < tile.end; ++t) {
+    const T* row = static_cast<const T*>(tile.v[t]);
     float* to = vp + t * padded;
-    for (int64_t d = 0; d < whole; d += W) store(to + d, small * load(row + d));
+    for (int64_t d = 0; d < whole; d += W) {
+      store(to + d, small * load(row + d));
+      ask<T>(next.v[t], d);
+    }
     if (whole < dim) store(to + whole, small * load_n(row + whole, static_cast<int>(dim - whole)));
   }
 }
@@ -71,10 +76,10 @@ struct Elements {
   static int64_t steps(int64_t dim) { return dim; }
   static vf multiply_add(vf q, vf k, vf sum) { return fma(q, k, sum); }
   static constexpr auto query = pyttc::query<T>;
-  static void pack(const void* const* k, const void* const* v, int begin, int end, int64_t dim,
-                   int64_t padded, void* k_packed, void* v_packed) {
-    pack_keys<T>(k, begin, end, dim, static_cast<float*>(k_packed));
-    pack_values<T>(v, begin, end, dim, padded, static_cast<float*>(v_packed));
+  static void pack(const TileRows& tile, const TileRows& next, int64_t dim, int64_t padded,
+                   void* k_packed, void* v_packed) {
+    pack_keys<T>(tile, next, dim, static_cast<float*>(k_packed));
+    pack_values<T>(tile, next, dim, padded, static_cast<float*>(v_packed));
   }
 };
 
@@ -87,10 +92,10 @@ struct Pairs {
     return {_mm512_dpbf16_ps(sum.v, (__m512bh)q.v, (__m512bh)k.v)};
   }
   static constexpr auto query = query_pairs;
-  static void pack(const void* const* k, const void* const* v, int begin, int end, int64_t dim,
-                   int64_t padded, void* k_packed, void* v_packed) {
-    pack_keys(k, begin, end, dim, static_cast<float*>(k_packed));
-    pack_values<bf16>(v, begin, end, dim, padded, static_cast<float*>(v_packed));
+  static void pack(const TileRows& tile, const TileRows& next, int64_t dim, int64_t padded,
+                   void* k_packed, void* v_packed) {
+    pack_keys(tile, next, dim, static_cast<float*>(k_packed));
+    pack_values<bf16>(tile, next, dim, padded, static_cast<float*>(v_packed));
   }
 };
 #endif

@@ -20,13 +20,15 @@ void query_pairs(const void* q, int64_t dim, float* row) {
 }
 
 // [dim / 2][kTile][2]; zeros for tokens of a vector that are not there.
-void pack_keys(const void* const* k, int begin, int end, int64_t dim, float* packed) {
-  for (int t = begin / W * W; t < end; t += W)
+void pack_keys(const TileRows& tile, const TileRows& next, int64_t dim, float* packed) {
+  for (int t = tile.begin / W * W; t < tile.end; t += W)
     for (int64_t d = 0; d < dim; d += kPair) {
       vf x[W];
       for (int i = 0; i < W; ++i)
-        x[i] = t + i >= begin && t + i < end ? vf{_mm512_castsi512_ps(row_of(k[t + i], d, dim))}
-                                             : zero();
+        x[i] = t + i >= tile.begin && t + i < tile.end
+                   ? vf{_mm512_castsi512_ps(row_of(tile.k[t + i], d, dim))}
+                   : zero();
+      for (int i = 0; i < W; ++i) ask<bf16>(next.k[t + i], d);
       transpose(x);
       for (int i = 0; i < W; ++i) store(packed + (d / 2 + i) * kTile + t, x[i]);
     }
