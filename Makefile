@@ -13,7 +13,7 @@ CPP := git ls-files '*.cpp' '*.h' '*.cu' '*.cuh'
 # On a machine shared with others a thread that spins for work takes it from them.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: demo step test nightly bench gpu lint format clean
+.PHONY: demo step test nightly bench curve gpu lint format clean
 
 demo: $(VENV)/built
 	@if ls pyttc/models/*/model.safetensors >/dev/null 2>&1; then $(RUN) pyttc solve; \
@@ -29,10 +29,14 @@ test: $(VENV)/built
 nightly: $(VENV)/built
 	PYTTC_EXAMPLES=10000 PYTTC_INVALID_CALLS=100000 $(RUN) pytest -m "nightly or not gpu"
 
+# Under ten minutes.
 bench: $(VENV)/built
-	$(RUN) benchmarks.run
-	$(RUN) benchmarks.bench_engine
+	$(RUN) benchmarks.run --seconds 0.5
+	$(RUN) benchmarks.bench_engine --seconds 5
 	$(RUN) benchmarks.table
+	$(RUN) benchmarks.plots
+
+curve: $(VENV)/built
 	$(RUN) benchmarks.countdown
 
 # On a machine with a GPU: tests, the sanitizer's four tools, benchmarks.
