@@ -58,6 +58,8 @@ inline vf hsums(const vf* a) {
   return fold1(fold2(to_quads(a), to_quads(a + 1)), fold2(to_quads(a + 2), to_quads(a + 3)));
 }
 
+constexpr int64_t kNear = 24 << 10;  // bytes of the first level to fill
+
 // What is multiplied: rows are packed as `Packed`, and a vector of them meets a vector of weights
 // `T`.
 template <class Weight>
@@ -167,14 +169,13 @@ inline void register_block(const typename M::T* weight, int64_t stride, int coun
   }
 }
 
-// The last rows, fewer than a register block takes.
+// A register block of at most R rows.
 template <class M, int R>
-inline void last_rows(const typename M::T* w, int64_t stride, int count, Rows<M> rows, int64_t n,
+inline void some_rows(const typename M::T* w, int64_t stride, int count, Rows<M> rows, int64_t n,
                       float* out, bool first) {
-  if constexpr (R > 0) {
-    if (n == R) return register_block<M, 4, R>(w, stride, count, rows, out, first);
-    last_rows<M, R - 1>(w, stride, count, rows, n, out, first);
-  }
+  if constexpr (R > 1)
+    if (n < R) return some_rows<M, R - 1>(w, stride, count, rows, n, out, first);
+  register_block<M, 4, R>(w, stride, count, rows, out, first);
 }
 
 template <class M>
@@ -187,14 +188,17 @@ void block(const void* weight, int64_t stride, int count, const void* packed, in
       register_block<M, 8, 1>(w + v * stride, stride, count - v, {x, h}, out + v, true);
     return;
   }
-  for (int v = 0; v < count; v += 4) {
-    const auto at = [&](int64_t r) { return Rows<M>{x + r * padded<M>(h), h}; };
-    int64_t r = 0;
-    for (; r + kRows <= n; r += kRows)
-      register_block<M, 4, kRows>(w + v * stride, stride, count - v, at(r),
-                                  out + r * kProductBlock + v, r == 0);
-    last_rows<M, kRows - 1>(w + v * stride, stride, count - v, at(r), n - r,
+  // As many weight rows as stay in the first level with a register block's rows.
+  const int64_t fit = kNear / (padded<M>(h) * int64_t{sizeof(typename M::Packed)}) - kRows;
+  const int group = static_cast<int>(fit < 4 ? 4 : fit / 4 * 4);
+  for (int from = 0; from < count; from += group) {
+    const int to = from + group < count ? from + group : count;
+    for (int64_t r = 0; r < n; r += kRows)
+      for (int v = from; v < to; v += 4) {
+        const Rows<M> rows{x + r * padded<M>(h), h};
+        some_rows<M, kRows>(w + v * stride, stride, count - v, rows, n - r,
                             out + r * kProductBlock + v, r == 0);
+      }
   }
 }
 
