@@ -1,5 +1,5 @@
-// Few rows: bound by reading the weights. They are asked for one register block ahead, into the
-// second level: rows are too short for the processor to foresee them. Many rows: bound by the
+// Few rows: bound by reading the weights. They are asked for one group of weight rows ahead, into
+// the second level: rows are too short for the processor to foresee them. Many rows: bound by the
 // multiply-adds. A register block is 4 weight rows times as many rows as there are registers to add
 // up in; its weight rows stay in the first level while all the rows pass by. An element is W
 // partial sums over h (lane i takes every W-th from i on), added as the tree of hsum.
@@ -130,24 +130,33 @@ struct Rows {
   int64_t h;
 };
 
-// V weight rows times R rows. Weight rows past `count` are computed as the last one; `first` is the
-// first block to see these weights, which asks for the next.
+// Which of the weights `distance` elements on a register block asks for: the lines of every
+// `turns`-th vector, from `turn` on, so that the blocks which share some weights also share the
+// asking.
+struct Asking {
+  int64_t distance;
+  int turn, turns;
+};
+
+// V weight rows times R rows. Weight rows past `count` are computed as the last one.
 template <class M, int V, int R>
 inline void register_block(const typename M::T* weight, int64_t stride, int count, Rows<M> rows,
-                           float* out, bool first) {
+                           float* out, Asking asking) {
   const typename M::T* w[V];
   for (int v = 0; v < V; ++v) w[v] = weight + (v < count ? v : count - 1) * stride;
   vf sum[(V * R + W - 1) / W * W] = {};  // the 4 weight rows of a group and row lie side by side
-  const int64_t ahead = V * stride;
   int64_t i = 0;
   const auto step = [&](auto... rest) {
     typename M::Vector x[R];
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) x[r] = M::load(rows.x + r * padded<M>(rows.h) + i);
+    if (asking.turn-- == 0) {
+      for (int v = 0; v < V; ++v) __builtin_prefetch(w[v] + asking.distance + i, 0, 2);
+      asking.turn += asking.turns;
+    }
 #pragma GCC unroll 8
     for (int v = 0; v < V; ++v) {
       const typename M::Vector a = M::weights(w[v] + i, rest...);
-      if (first) __builtin_prefetch(w[v] + ahead + i, 0, 2);
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) {
         vf& s = sum[(v / 4 * R + r) * 4 + v % 4];
@@ -172,10 +181,10 @@ inline void register_block(const typename M::T* weight, int64_t stride, int coun
 // A register block of at most R rows.
 template <class M, int R>
 inline void some_rows(const typename M::T* w, int64_t stride, int count, Rows<M> rows, int64_t n,
-                      float* out, bool first) {
+                      float* out, Asking asking) {
   if constexpr (R > 1)
-    if (n < R) return some_rows<M, R - 1>(w, stride, count, rows, n, out, first);
-  register_block<M, 4, R>(w, stride, count, rows, out, first);
+    if (n < R) return some_rows<M, R - 1>(w, stride, count, rows, n, out, asking);
+  register_block<M, 4, R>(w, stride, count, rows, out, asking);
 }
 
 template <class M>
@@ -185,19 +194,22 @@ void block(const void* weight, int64_t stride, int count, const void* packed, in
   const auto* x = static_cast<const typename M::Packed*>(packed);
   if (n == 1) {  // twice the weight rows, so that the sums do not wait for each other
     for (int v = 0; v < count; v += 8)
-      register_block<M, 8, 1>(w + v * stride, stride, count - v, {x, h}, out + v, true);
+      register_block<M, 8, 1>(w + v * stride, stride, count - v, {x, h}, out + v,
+                              {8 * stride, 0, 1});
     return;
   }
   // As many weight rows as stay in the first level with a register block's rows.
   const int64_t fit = kNear / (padded<M>(h) * int64_t{sizeof(typename M::Packed)}) - kRows;
   const int group = static_cast<int>(fit < 4 ? 4 : fit / 4 * 4);
+  const int turns = static_cast<int>((n + kRows - 1) / kRows);
   for (int from = 0; from < count; from += group) {
     const int to = from + group < count ? from + group : count;
     for (int64_t r = 0; r < n; r += kRows)
       for (int v = from; v < to; v += 4) {
         const Rows<M> rows{x + r * padded<M>(h), h};
         some_rows<M, kRows>(w + v * stride, stride, count - v, rows, n - r,
-                            out + r * kProductBlock + v, r == 0);
+                            out + r * kProductBlock + v,
+                            {group * stride, static_cast<int>(r / kRows), turns});
       }
   }
 }
