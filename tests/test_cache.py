@@ -12,6 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from pyttc.engine.cache import ROOT, OutOfPages, PathCache, pages_for
 from tests.common import EXAMPLES
+from tests.pages import check_pages
 
 
 class Checked:
@@ -121,23 +122,7 @@ class Checked:
             assert int(self.cache.lengths(np.array([leaf]))[0]) == len(values)
 
     def check_structure(self) -> None:
-        cache, live = self.cache, self.live()
-        assert cache.nodes == len(live) + 1
-        refs = {node: 0 for node in live} | {ROOT: 1}
-        for leaf, _ in self.paths:
-            refs[leaf] += 1
-        pages: list[int] = []
-        for node in live:
-            parent = int(cache.parent[node])
-            refs[parent] += 1
-            pages += self.node_pages(node)
-            assert cache.start[node] == cache.start[parent] + cache.length[parent]
-            assert cache.start[node] % cache.page_size == 0
-        assert all(int(cache.refs[node]) == count for node, count in refs.items())
-        assert len(set(pages)) == len(pages) == cache.pages - cache.free_pages
-        free = cache._free_pages[: cache.free_pages].tolist()
-        assert len(set(free)) == len(free) and not set(free) & set(pages)
-        assert set(cache._known) <= live
+        check_pages(self.cache, np.array([leaf for leaf, _ in self.paths], np.int64))
 
 
 class CacheMachine(RuleBasedStateMachine):

@@ -142,7 +142,7 @@ class Run {
         slot_[path] = slots;
         slots += more;
       }
-      states_.reset(new float[slots * call_.heads * (padded_ + 2)]);
+      states_.reset(new float[elements({slots, call_.heads, padded_ + 2})]);
       make_items(begin, path);
       for (size_t i = 0; i < items_.size();) {
         size_t end = i;
@@ -349,7 +349,7 @@ void attention(const Attention& call) {
                                     : call.dtype == DType::f16 ? table.f16
                                     : isa() == Isa::amx        ? attention_amx
                                                                : table.bf16;
-  Run(call, kernels)();
+  if (call.heads > 0) Run(call, kernels)();
 }
 
 }  // namespace pyttc
