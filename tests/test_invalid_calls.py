@@ -135,6 +135,7 @@ def test_spoiled_calls(name):
                     pytest.fail(f"{which!r} spoiled by {how}: {call}\n{refusal}")
         refused += 1
         kinds.add(how)
+    print(f"{name}: {refused} calls refused")
     tensors = [a for a in schema(name).arguments if str(a.type) == "Tensor"]
     # a meta tensor alone is a valid call, and a size is wrong only beside others
     mixed = {"meta", "size"} if len(tensors) > 1 else set()
