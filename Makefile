@@ -13,7 +13,7 @@ CPP := git ls-files '*.cpp' '*.h' '*.cu' '*.cuh'
 # On a machine shared with others a thread that spins for work takes it from them.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: demo step test nightly bench curve gpu lint format clean
+.PHONY: demo step test nightly examples soak bench curve gpu lint format clean
 
 demo: $(VENV)/built
 	@if ls pyttc/models/*/model.safetensors >/dev/null 2>&1; then $(RUN) pyttc solve; \
@@ -28,6 +28,14 @@ test: $(VENV)/built
 # The same tests with far more examples, and those too slow for every push.
 nightly: $(VENV)/built
 	PYTTC_EXAMPLES=10000 PYTTC_INVALID_CALLS=100000 $(RUN) pytest -m "nightly or not gpu"
+
+# 20,000 examples a property test, 100,000 calls that must be refused (docs/trust).
+examples: $(VENV)/built
+	$(RUN) tests.trust.examples
+
+# An hour of random calls: memory, pages and the time of a step (docs/trust/soak.json).
+soak: $(VENV)/built
+	$(RUN) tests.trust.soak --minutes 60
 
 # Under ten minutes.
 bench: $(VENV)/built

@@ -142,7 +142,7 @@ class Run {
         slot_[path] = slots;
         slots += more;
       }
-      states_.reset(new float[slots * call_.heads * (padded_ + 2)]);
+      states_.reset(new float[elements({slots, call_.heads, padded_ + 2})]);
       make_items(begin, path);
       for (size_t i = 0; i < items_.size();) {
         size_t end = i;
@@ -369,6 +369,8 @@ const AttentionKernels& kernels_of(DType dtype) {
 
 }  // namespace
 
-void attention(const Attention& call) { Run(call, kernels_of(call.dtype))(); }
+void attention(const Attention& call) {
+  if (call.heads > 0) Run(call, kernels_of(call.dtype))();
+}
 
 }  // namespace pyttc

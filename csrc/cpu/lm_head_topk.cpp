@@ -73,10 +73,10 @@ void scan_product(const RowProduct& product, std::vector<Search>& searches, int 
   int64_t room = 1;
   for (const Search& search : searches) room = std::max(room, key_room(search.k));
   const Cut items = cut(rows, segments, room, threads);
-  std::vector<RowScan> scans(n * items.parts);  // [search][part]
+  std::vector<RowScan> scans(elements({n, items.parts}));  // [search][part]
   for (int64_t j = 0; j < n; ++j) {
     Search& search = searches[j];
-    search.found.keys.resize(key_room(search.k) * items.parts);
+    search.found.keys.resize(elements({key_room(search.k), items.parts}));
     search.found.blocks.resize(blocks);
     for (int64_t part = 0; part < items.parts; ++part)
       begin_scan(scans[j * items.parts + part], search.scale, search.k,
@@ -172,7 +172,7 @@ void lm_head_topk_sample(const Tensor& hidden, const Tensor& weight, const Whole
   // Few enough at a time that their whole rows stay small, enough that the weights are not read a
   // row.
   constexpr int64_t kAtOnce = 16;
-  std::vector<float> logits(std::min<int64_t>(kAtOnce, again.size()) * v);
+  std::vector<float> logits(elements({std::min<int64_t>(kAtOnce, again.size()), v}));
   for (size_t first = 0; first < again.size(); first += kAtOnce) {
     const int64_t n = std::min<int64_t>(kAtOnce, again.size() - first);
     const CacheLines packed = product.pack(&again[first], n);

@@ -47,7 +47,7 @@ void RowProduct::finish(const float* sums, int64_t begin, int64_t count, int64_t
 
 CacheLines RowProduct::pack(const int64_t* which, int64_t n) const {
   const int64_t bytes = rows_.size(1) * width(rows_), stride = rows_.stride(0) * width(rows_);
-  std::vector<char> rows(n * bytes);
+  std::vector<char> rows(elements({n, bytes}));
   for (int64_t r = 0; r < n; ++r)
     std::copy_n(rows_.data<char>() + which[r] * stride, bytes, rows.data() + r * bytes);
   return pack(rows.data(), rows_.size(1), n);
