@@ -4,6 +4,12 @@
 #pragma once
 #include <cstdint>
 
+#if defined(__SANITIZE_THREAD__)
+#include <atomic>
+#include <thread>
+#include <vector>
+#endif
+
 namespace pyttc {
 
 template <class F>
@@ -12,8 +18,19 @@ void parallel_for(int64_t n, int threads, F body) {
     for (int64_t i = 0; i < n; ++i) body(i);
     return;
   }
+#if defined(__SANITIZE_THREAD__)  // ThreadSanitizer knows these threads, but not OpenMP's
+  std::atomic<int64_t> next{0};
+  const auto work = [&] {  // relaxed: taking an item must not order it after another
+    for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < n;) body(i);
+  };
+  std::vector<std::thread> others;
+  for (int t = 1; t < threads; ++t) others.emplace_back(work);
+  work();
+  for (std::thread& other : others) other.join();
+#else
 #pragma omp parallel for schedule(dynamic) num_threads(threads)
   for (int64_t i = 0; i < n; ++i) body(i);
+#endif
 }
 
 }  // namespace pyttc
