@@ -13,7 +13,7 @@ CPP := git ls-files '*.cpp' '*.h' '*.cu' '*.cuh'
 # On a machine shared with others a thread that spins for work takes it from them.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: demo step test nightly bench gpu lint format clean
+.PHONY: demo step test nightly asan tsan mutants bench gpu lint format clean
 
 demo: $(VENV)/built
 	@if ls pyttc/models/*/model.safetensors >/dev/null 2>&1; then $(RUN) pyttc solve; \
@@ -28,6 +28,18 @@ test: $(VENV)/built
 # The same tests with far more examples, and those too slow for every push.
 nightly: $(VENV)/built
 	PYTTC_EXAMPLES=10000 PYTTC_INVALID_CALLS=100000 $(RUN) pytest -m "nightly or not gpu"
+
+# The native extension under sanitizers, gcc's, in copies of the source under build/.
+asan: $(VENV)/built
+	$(RUN) tests.trust.sanitize address
+
+tsan: $(VENV)/built
+	$(RUN) tests.trust.sanitize thread
+
+# Do the tests notice bugs? Hours on two cores; what was done stays in build/.
+mutants: $(VENV)/built
+	$(RUN) tests.trust.kernel_mutants
+	$(RUN) tests.trust.python_mutants
 
 bench: $(VENV)/built
 	$(RUN) benchmarks.run

@@ -354,7 +354,10 @@ def check_rows_alone(impl: str, device: str) -> None:
 def check_far_pages(impl: str) -> None:
     """A second page that begins 2**31 elements behind the first."""
     memory = torch.empty(2**31 + 64, dtype=torch.float16)  # untouched pages of it take no memory
-    far, near = memory.as_strided((2, 1, 1, 16), (2**31, 16, 16, 1)), torch.zeros(2, 1, 1, 16).half()
+    far, near = (
+        memory.as_strided((2, 1, 1, 16), (2**31, 16, 16, 1)),
+        torch.zeros(2, 1, 1, 16).half(),
+    )
     one = torch.randn(1, 1, 16).half()
     other = -one[None]
     for pages in ((far, near), (near, far)):

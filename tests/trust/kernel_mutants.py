@@ -12,9 +12,10 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
+from . import page
 from .evidence import write_evidence
+from .killed import Killed
 from .mutants import Mutant
 from .mutants.cpu import MUTANTS as CPU
 from .mutants.cuda import MUTANTS as CUDA
@@ -28,7 +29,7 @@ MUTANTS = [*CPU, *CUDA, *TRITON]
 def environment(mutant: Mutant) -> dict[str, str]:
     if mutant.path.startswith("triton_kernels/"):
         return {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    return {"PYTTC_EXAMPLES": "50", "PYTTC_CPU_ISA": mutant.isa}
+    return {"PYTTC_EXAMPLES": "20", "PYTTC_CPU_ISA": mutant.isa}
 
 
 def run(workshop: Workshop, mutant: Mutant) -> bool:
@@ -70,20 +71,24 @@ def survives(workshop: Workshop, mutant: Mutant) -> bool:
 
 
 def main(part: str = "") -> None:
-    began = time.time()
+    began, killed = time.time(), Killed("kernel_mutants")
     chosen = [m for m in MUTANTS if part in f"{m.path} {m.bug} {m.tests}"]
+    left = [m for m in chosen if killed.key(m.path, m) not in killed.known]
     workshop = Workshop("mutants")
     workshop.build()
-    for sound in {(m.tests, tuple(environment(m).items())): m for m in chosen}.values():
+    for sound in {(m.tests, tuple(environment(m).items())): m for m in left}.values():
         if not run(workshop, sound):
             raise SystemExit(f"{sound.tests} {sound.isa}: fails without a mutant")
+        print(f"sound: {sound.tests} {sound.isa}", flush=True)
     survivors = []
-    for i, mutant in enumerate(chosen):
-        started, alive = time.time(), survives(workshop, mutant)
-        survivors += [mutant] if alive else []
-        verdict = "SURVIVES" if alive else "killed"
-        print(f"{i + 1}/{len(chosen)} {verdict} {mutant.path}: {mutant.bug}", end=" ")
-        print(f"({time.time() - started:.0f} s)", flush=True)
+    for mutant in left:
+        started = time.time()
+        if survives(workshop, mutant):
+            survivors.append(mutant)
+        else:
+            killed.add(killed.key(mutant.path, mutant))
+        verdict = "SURVIVES" if mutant in survivors else "killed"
+        print(f"{verdict} {mutant.path}: {mutant.bug} ({time.time() - started:.0f} s)", flush=True)
     if not part:
         write_evidence(
             "kernel_mutants",
@@ -97,7 +102,7 @@ def main(part: str = "") -> None:
             },
             survivors=[f"{m.path}: {m.bug}" for m in survivors],
         )
-        Path("docs/mutants.md")
+        page.write(MUTANTS)
     if survivors:
         raise SystemExit(f"{len(survivors)} of {len(chosen)} mutants survive")
 

@@ -49,7 +49,7 @@ RACE = Plant(
     "ThreadSanitizer: data race",
 )
 
-REPORT = "AddressSanitizer|ThreadSanitizer|runtime error:"
+REPORT = "ERROR: AddressSanitizer|WARNING: ThreadSanitizer|runtime error:"
 # Files whose tests run no native code, or run it in ways that a sanitizer rules out.
 LEFT_OUT = {
     "test_triton": "Triton's interpreter, and compilation for GPUs",
@@ -93,7 +93,7 @@ TOOLS = {
         "-O1 -g1 -fno-omit-frame-pointer -fsanitize=thread",
         ("libtsan.so",),
         # A mutex of torch's own is let go by another than took it.
-        "halt_on_error=1:exitcode=66:report_mutex_bugs=0:suppressions=tests/trust/thread.supp",
+        "exitcode=66:report_mutex_bugs=0:suppressions=tests/trust/thread.supp",
         (RACE,),
         tuple(
             f"tests/test_{op}.py"
@@ -125,10 +125,12 @@ def run(tool: Tool, workshop: Workshop, *arguments: str) -> tuple[bool, str]:
     """Builds and runs tests: whether they passed and the tool was silent, and what both wrote."""
     workshop.build()
     variables = ("ASAN_OPTIONS", "UBSAN_OPTIONS", "TSAN_OPTIONS")
+    # Some tests ask for more memory than there is.
+    options = f"halt_on_error=1:allocator_may_return_null=1:{tool.options}"
     code, text = workshop.test(
         "--capture=sys",  # and not of what native code writes
         *arguments,
-        **dict.fromkeys(variables, tool.options),
+        **dict.fromkeys(variables, options),
         LD_PRELOAD=" ".join(map(library, tool.libraries)),
         OMP_NUM_THREADS="4",
         PYTTC_EXAMPLES="20",

@@ -79,7 +79,7 @@ class Workshop:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            start_new_session=True,
+            preexec_fn=os.setpgrp,
         )
         try:
             text = process.communicate(timeout=timeout)[0]

@@ -13,4 +13,6 @@ class Mutant:
     old: str  # stands in the file once
     new: str
     tests: str  # what pytest is told; for csrc/cuda nothing, the emulation has one program
-    isa: str = ""  # the instruction set whose file is built with the bug, and which runs; all if empty
+    isa: str = (
+        ""  # the instruction set whose file is built with the bug, and which runs; all if empty
+    )
