@@ -195,7 +195,7 @@ CFLAGS = shlex.split(os.environ.get("PYTTC_CFLAGS", ""))
 # The compiler fuses no multiplication into an addition by itself: bits are the source's business.
 FLOATS = ["-fno-math-errno", "-ffp-contract=off"]
 COMPILE = ["-O3", "-g0", *FLOATS, "-Wall", "-Wextra", *CFLAGS]
-LINK = ["-Wl,-s", *CFLAGS]
+LINK = CFLAGS or ["-Wl,-s"]  # reports of a sanitizer name functions
 COMMON = {"include_dirs": ["csrc/include"], "depends": DEPENDS, "cxx_std": 17}
 
 extensions = [
