@@ -203,23 +203,19 @@ def test_foreign_and_damaged_files_are_refused(capsys, tmp_path):
         return {**good, "nodes": [{**good["nodes"][0], **changes}]}
 
     bad = ["", "[", "[]", "{}", "[" * 100_000, '{"format": "x"}', "\x00"]
-    bad += [json.dumps({**good, "version": 2}), json.dumps({**good, "nodes": []})]
+    bad += [json.dumps({**good, "version": 1}), json.dumps({**good, "nodes": []})]
     bad += [json.dumps({**good, key: 5}) for key in ("nodes", "prompts", "best", "about")]
-    bad += [json.dumps({"format": FORMAT, "version": 1}), json.dumps({**good, "best": [1]})]
+    bad += [json.dumps({"format": FORMAT, "version": 2}), json.dumps({**good, "best": [1]})]
     bad += [json.dumps(with_node(**change)) for change in (
         {"parent": 0}, {"parent": -2}, {"parent": "0"}, {"prompt": 1}, {"prompt": -1}, {"path": 0.5},
         {"text": 5}, {"end": None}, {"score": "1"}, {"logprob": None}, {"verified": "yes"}, {"more": 1},
+        {"tokens": None}, {"tokens": [-1]}, {"tokens": [1 << 31]}, {"tokens": [1.0]}, {"tokens": "12"},
     )]  # fmt: skip
     for text in bad:
         path.write_text(text)
         with pytest.raises(ValueError, match=r"run\.json"):
             SearchTree.load(path)
         refused(capsys, "show", str(path))
-    path.write_text(json.dumps(good))
-    (tmp_path / "run.safetensors").write_bytes(b"\xff" * 64)
-    refused(capsys, "show", str(path))
-    (tmp_path / "run.safetensors").unlink()
-    refused(capsys, "show", str(path))
 
 
 def test_curve_measures_writes_and_goes_on(capsys, model, tmp_path):
@@ -237,9 +233,20 @@ def test_curve_measures_writes_and_goes_on(capsys, model, tmp_path):
     assert set(found["random"]) == {"1", "2", "4"}
     said = ran(capsys, *arguments, "--strategies", "beam,majority", "--sizes", "1,2,4")[1]
     assert "majority" in said and "beam" not in said  # what is there is not measured again
-    assert "settings" in refused(capsys, *arguments, "--seed", "1")
+    assert "seed is 0 there and 1 here" in refused(capsys, *arguments, "--seed", "1")
+    whole = out.read_bytes()
+    out.unlink()
+    assert "beam" not in ran(capsys, *arguments, "--strategies", "beam", "--sizes", "1,2,4")[1]
+    assert out.read_bytes() == whole  # the journal has it all
+    journal = tmp_path / "curve.journal"
+    lines = journal.read_bytes().splitlines(True)
+    journal.write_bytes(b"".join([*lines[:2], b"x", *lines[2:]]))
+    assert "curve.journal, line 3: damaged" in refused(capsys, *arguments)
+    journal.unlink()
+    assert "name another file" in refused(capsys, *arguments)
     out.write_text('{"format": "pyttc curve", "version": 1, "points": [{}]}')
-    assert "damaged" in refused(capsys, *arguments)
+    with pytest.raises(ValueError, match="damaged"):
+        curve_command.read(out)
 
 
 def test_curve_stops_in_time_and_keeps_what_it_has(capsys, model, tmp_path):

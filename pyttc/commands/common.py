@@ -100,3 +100,16 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise BadInput(f"{path}: cannot be written: {error.strerror or error}") from None
+
+
+@contextlib.contextmanager
+def journaling(path: Path | None) -> Iterator[None]:
+    """Says in one line why a journal cannot be used or written."""
+    from ..search.journal import JournalError
+
+    try:
+        yield
+    except OSError as error:
+        raise BadInput(f"{path}: cannot be written: {error.strerror or error}") from None
+    except JournalError as error:
+        raise BadInput(str(error)) from None

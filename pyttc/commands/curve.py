@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import math
 import platform
@@ -12,7 +13,7 @@ from dataclasses import asdict
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -20,8 +21,11 @@ from .. import __version__
 from ..tasks import model_names
 from ..tasks.countdown import Problem, random_rollouts, test_set
 from ..tasks.countdown_text import example_lines, prompt
-from .common import BadInput, load_engine, model_folder, number, writing
+from .common import BadInput, journaling, load_engine, model_folder, number, writing
 from .info import cpu_model
+
+if TYPE_CHECKING:
+    from ..search.journal import Journal
 
 FORMAT, VERSION = "pyttc curve", 1
 ROLLOUTS = 2048
@@ -48,11 +52,15 @@ def add(commands: Any) -> None:
     parser.add_argument("--dollars-per-hour", type=number(0, float), help="the machine's price")
     parser.add_argument("--seed", type=number(0), default=0)
     parser.add_argument(
-        "--out", type=Path, default=Path("curve.json"), help="the plot goes beside it (curve.json)"
+        "--out",
+        type=Path,
+        default=Path("curve.json"),
+        help="plot and journal go beside it; from the journal the same command goes on (curve.json)",
     )
 
 
 def run(args: argparse.Namespace) -> int:
+    from ..search.journal import Journal
     from ..search.names import NAMES
 
     sizes = whole_numbers(args.sizes)
@@ -63,30 +71,36 @@ def run(args: argparse.Namespace) -> int:
     folders = [model_folder(name) for name in args.model or model_names() or [None]]
     folders.sort(key=lambda folder: -weight_bytes(folder))
     problems = test_set(args.size, args.problems)
-    curve = opened(args, folders, problems, sizes)
+    settings = settled(args, folders)
+    check_out(args.out)
+    path = args.out.with_suffix(".journal")
     deadline = time.perf_counter() + (math.inf if args.seconds is None else args.seconds)
-    try:
-        for folder in folders:
-            add_model(curve, args, folder, problems, strategies, sizes, deadline)
-    except KeyboardInterrupt:
-        print("interrupted; what was finished is kept")
-        return 130
-    finally:
-        drawn(curve, args.out)
+    with journaling(path), Journal(path, settings) as journal:
+        curve = opened(settings, journal, problems, sizes)
+        try:
+            for folder in folders:
+                add_model(curve, args, journal, folder, problems, strategies, sizes, deadline)
+        except KeyboardInterrupt:
+            print("interrupted; what was finished is kept")
+            return 130
+        finally:
+            drawn(curve, args.out)
     return 0
 
 
 def add_model(
     curve: dict[str, Any],
     args: argparse.Namespace,
+    journal: Journal,
     folder: Path,
     problems: Sequence[Problem],
     strategies: Sequence[str],
     sizes: list[int],
     deadline: float,
 ) -> None:
-    """Measures what the curve lacks of one model; writes the file after each point."""
+    """Measures what the curve lacks of one model; writes journal and file after each point."""
     from ..search import curve as measure
+    from ..search.journal import JournalError
     from ..search.names import Means, named
     from ..tasks import countdown_search as countdown
 
@@ -115,6 +129,7 @@ def add_model(
                 seconds=None if math.isinf(left) else left,
                 dollars_per_hour=args.dollars_per_hour,
                 seed=args.seed,
+                journal=journal,
                 **options,
             )
             done = 0
@@ -122,12 +137,16 @@ def add_model(
                 done += 1
                 if (name, point.n) in have:
                     continue
-                curve["points"].append({"model": folder.name, **asdict(point)})
+                found = {"model": folder.name, **asdict(point)}
+                journal.append({"point": found})
+                curve["points"].append(found)
                 keep(curve, args.out)
                 print(line(curve["points"][-1]), flush=True)
             if done < (1 if name == "greedy" else len(sizes)):
                 print("time is up; what was finished is kept")
                 return
+        except JournalError:
+            raise
         except ValueError as error:
             raise BadInput(str(error)) from None
 
@@ -140,38 +159,47 @@ def line(point: dict[str, Any]) -> str:
     )
 
 
-def opened(
-    args: argparse.Namespace, folders: list[Path], problems: list[Problem], sizes: list[int]
-) -> dict[str, Any]:
-    """The curve of --out if it was made with the same settings, to be continued; else a new one."""
-    settings = {
+def settled(args: argparse.Namespace, folders: list[Path]) -> dict[str, Any]:
+    """What a curve's points have in common, without which they are not one curve."""
+    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    named = torch.cuda.get_device_name() if device.startswith("cuda") else cpu_model()
+    return {
         "problems": args.problems,
         "numbers": args.size,
         "examples": args.examples,
         "seed": args.seed,
         "reward": args.reward,
         "dollars_per_hour": args.dollars_per_hour,
-        "models": {folder.name: weight_bytes(folder) for folder in folders},
+        "models": {folder.name: weights(folder) for folder in folders},
+        "machine": {"device": named, "torch": torch.__version__, "pyttc": __version__},
     }
-    if args.out.suffix != ".json" or not args.out.parent.is_dir():
-        raise BadInput(f"--out: {str(args.out)!r} is no name.json in a folder that exists")
-    if args.out.exists():
-        found = read(args.out)
-        if found["settings"] != settings:
-            raise BadInput(f"--out: {args.out} holds a curve of other settings; name another file")
-        return found
-    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    named = torch.cuda.get_device_name() if device.startswith("cuda") else cpu_model()
-    machine = {"device": named, "threads": torch.get_num_threads(), "torch": torch.__version__}
-    random = {str(n): interval for n, interval in baseline(problems, sizes).items()}
-    return {
+
+
+def check_out(out: Path) -> None:
+    if out.suffix != ".json" or not out.parent.is_dir():
+        raise BadInput(f"--out: {str(out)!r} is no name.json in a folder that exists")
+    if out.exists() and not out.with_suffix(".journal").exists():
+        raise BadInput(f"--out: {out} is there without its journal; name another file")
+
+
+def opened(
+    settings: dict[str, Any], journal: Journal, problems: list[Problem], sizes: list[int]
+) -> dict[str, Any]:
+    """The curve as far as the journal knows it."""
+    points = [record["point"] for record in journal.records() if "point" in record]
+    check_points(points, {}, journal.path)
+    machine = {**settings["machine"], "threads": torch.get_num_threads()}
+    drawn = sorted({*sizes, *(point["n"] for point in points)})
+    random = {str(n): interval for n, interval in baseline(problems, drawn).items()}
+    curve: dict[str, Any] = {
         "format": FORMAT,
         "version": VERSION,
-        "settings": settings,
-        "machine": {**machine, "pyttc": __version__, "python": platform.python_version()},
+        "settings": {key: value for key, value in settings.items() if key != "machine"},
+        "machine": {**machine, "python": platform.python_version()},
         "random": random,
-        "points": [],
+        "points": points,
     }
+    return curve
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -190,19 +218,24 @@ def read(path: Path) -> dict[str, Any]:
         raise BadInput(f"{path}: not a curve that pyttc wrote")
     if found.get("version") != VERSION:
         raise BadInput(f"{path}: of another version than {VERSION}, which this pyttc reads")
+    check_points(found.get("points"), found.get("random"), path)
+    return found
+
+
+def check_points(points: Any, random: Any, path: Path) -> None:
+    """Raises BadInput for numbers that are none."""
     try:
-        for point in found["points"]:
+        for point in points:
             texts = [point["model"], point["strategy"]]
             values = [*point["solved"], *point["chosen"], point["n"], point["tokens"]]
             values += [point["flops"], point["seconds"], point["dollars"] or 0.0]
             fine = all(isinstance(text, str) for text in texts)
             if not fine or not all(math.isfinite(value) and value >= 0 for value in values):
                 raise ValueError
-        for n, interval in found["random"].items():
+        for n, interval in random.items():
             int(n), [math.isfinite(value) for value in interval]
     except (KeyError, TypeError, ValueError, AttributeError):
         raise BadInput(f"{path}: damaged") from None
-    return found
 
 
 def baseline(
@@ -217,16 +250,17 @@ def baseline(
 
 
 def keep(curve: dict[str, Any], path: Path) -> None:
+    from ..search.journal import write_whole
+
     with writing(path):
-        partial_file = path.with_name(path.name + ".part")
-        partial_file.write_text(json.dumps(curve, indent=1) + "\n")
-        partial_file.replace(path)
+        write_whole(path, json.dumps(curve, indent=1) + "\n")
 
 
 def drawn(curve: dict[str, Any], path: Path) -> None:
-    """Writes the plot beside the curve, where matplotlib is there and something was measured."""
+    """Writes the curve, and the plot beside it where matplotlib is there, if something was measured."""
     if not curve["points"]:
         return
+    keep(curve, path)
     try:
         from .plot import plot
     except ImportError:
@@ -234,12 +268,24 @@ def drawn(curve: dict[str, Any], path: Path) -> None:
         return
     target = path.with_suffix(".svg")
     with writing(target):
-        plot(curve, target)
+        partial_file = target.with_name(f".{target.name}")
+        plot(curve, partial_file)
+        partial_file.replace(target)
     print(f"{path}, {target}")
 
 
 def weight_bytes(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+
+
+def weights(folder: Path) -> str:
+    """A digest of the files of weights."""
+    found = hashlib.blake2b(digest_size=8)
+    for file in sorted(folder.glob("*.safetensors")):
+        with open(file, "rb") as opened:
+            while chunk := opened.read(1 << 24):
+                found.update(chunk)
+    return found.hexdigest()
 
 
 def whole_numbers(text: str) -> list[int]:

@@ -24,6 +24,7 @@ def add(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from ..search.html import page
+    from ..search.journal import write_whole
     from ..search.tree import SearchTree
 
     try:
@@ -38,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     show(tree, args.steps, args.prompt)
     target = args.html or args.run.with_suffix(".html")
     with writing(target):
-        target.write_text(page(tree), encoding="utf-8")
+        write_whole(target, page(tree))
     print(f"page: {target}")
     return 0
 

@@ -19,6 +19,7 @@ from .common import (
     add_budget,
     add_model,
     budget,
+    journaling,
     load_engine,
     model_folder,
     number,
@@ -61,6 +62,12 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--save", type=Path, metavar="RUN.json", help="keep every path, for pyttc show"
     )
+    parser.add_argument(
+        "--journal",
+        type=Path,
+        metavar="FILE",
+        help="keep what is done; the same command goes on from it",
+    )
     parser.add_argument("--json", action="store_true", help="print the results as JSON")
     add_budget(parser)
 
@@ -82,6 +89,8 @@ def run(args: argparse.Namespace) -> int:
     limits = budget(args)
     if args.save and (args.save.suffix != ".json" or not args.save.parent.is_dir()):
         raise BadInput(f"--save: {str(args.save)!r} is no name.json in a folder that exists")
+    if args.journal and not args.journal.parent.is_dir():
+        raise BadInput(f"--journal: {str(args.journal)!r} is in no folder that exists")
     folder = model_folder(args.model)
     work = job(args, puzzles, folder)
     engine = load_engine(folder, args.device)
@@ -91,10 +100,9 @@ def run(args: argparse.Namespace) -> int:
     found: list[Any] = []
     interrupted = False
     try:
-        with progress(work) as on_step:
-            events = stream(
-                engine, work.prompts, work.strategy, limits, on_step=on_step, **work.options
-            )
+        with progress(work) as on_step, journaling(args.journal):
+            options = {**work.options, "on_step": on_step, "journal": args.journal}
+            events = stream(engine, work.prompts, work.strategy, limits, **options)
             for latest in events:
                 found = latest
     except KeyboardInterrupt:

@@ -155,6 +155,11 @@ class Cost:
             self.rates.bytes = max(self.rates.bytes, moved / seconds)
         self._estimate()
 
+    def counted(self) -> None:
+        """What was counted since the last call took no time of its own: it was not run here."""
+        passes = self._passes * self.prices.weight_bytes
+        self._timed = self.ran.flops, self.ran.kv_bytes_read + passes
+
     def _estimate(self) -> None:
         ran, alone, rates = self.ran, self.unshared, self.rates
         alone.seconds = ran.seconds

@@ -8,9 +8,11 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from ..ops import sample
@@ -21,6 +23,10 @@ from .stops import Stops, Until
 if TYPE_CHECKING:
     from .paths import Paths
 
+# What a step draws: a token for each row, -1 where its logits are invalid, and values beside them.
+Drawn = tuple[npt.NDArray[np.int32], dict[str, npt.NDArray[np.float32]]]
+# Given the rows that draw and what draws for them, returns what is drawn.
+Source = Callable[[Ints, Callable[[], Drawn]], Drawn]
 EOS, UNTIL, LENGTH, CONTEXT, INVALID, STOPPED = 1, 2, 3, 4, 5, 6
 LONG_RUN = 2000  # tokens from which a bar is shown on a terminal
 
@@ -35,6 +41,7 @@ def decode(
     confidence: int,
     stop_if: Callable[[Paths, Ints], Any] | None,
     progress: bool | None,
+    source: Source | None,
 ) -> None:
     """What `Paths.decode` does."""
     engine, device, n = paths.engine, paths.engine.device, len(paths)
@@ -64,34 +71,13 @@ def decode(
         held_interrupts() as check,
     ):
         while running.size:
-            logits = paths.logits(running)
-            keys, ids = paths.sample_identity(running)
-            packed = np.stack([keys, ids, paths.lengths[running]])
-            seed, path_ids, positions = torch.from_numpy(packed).to(device)
-            at = torch.from_numpy(running).to(device)
-            here: dict[str, Any] = {
-                k: v[at] if isinstance(v, torch.Tensor) else v for k, v in rows.items()
-            }
-            drawn = sample(
-                logits,
-                seed=seed,
-                path_ids=path_ids,
-                positions=positions,
-                mask=mask if mask is None else mask[at],
-                topk=confidence,
-                **here,
-            )
-            tokens = drawn.tokens.cpu().numpy()
+            draw = partial(drawn, paths, running, rows, mask, confidence)
+            tokens, arrays = draw() if source is None else source(running, draw)
             valid = tokens >= 0
-            values = {"logprobs": drawn.logprobs, "entropy": drawn.entropy}
-            if confidence:
-                values["confidence"] = -drawn.topk_logprobs.mean(-1)
-            arrays = {name: value.cpu().numpy() for name, value in values.items()}
             if not valid.all():
                 paths.ends[running[~valid]] = INVALID
                 running, tokens = running[valid], tokens[valid]
                 arrays = {name: value[valid] for name, value in arrays.items()}
-            tokens = tokens.astype(np.int32)
             own = paths.rows[running]
             paths.segment.reserve(own, np.ones_like(own))
             paths.segment.push(own, tokens, **arrays)
@@ -116,6 +102,37 @@ def decode(
                     running = running[~stop]
             check()
             begun = time.perf_counter()
+
+
+def drawn(
+    paths: Paths,
+    running: Ints,
+    rows: dict[str, Any],
+    mask: torch.Tensor | None,
+    confidence: int,
+) -> Drawn:
+    """The next token of the paths at `running`: one pass of the model, one draw each."""
+    device = paths.engine.device
+    logits = paths.logits(running)
+    keys, ids = paths.sample_identity(running)
+    packed = np.stack([keys, ids, paths.lengths[running]])
+    seed, path_ids, positions = torch.from_numpy(packed).to(device)
+    at = torch.from_numpy(running).to(device)
+    here: dict[str, Any] = {k: v[at] if isinstance(v, torch.Tensor) else v for k, v in rows.items()}
+    found = sample(
+        logits,
+        seed=seed,
+        path_ids=path_ids,
+        positions=positions,
+        mask=mask if mask is None else mask[at],
+        topk=confidence,
+        **here,
+    )
+    values = {"logprobs": found.logprobs, "entropy": found.entropy}
+    if confidence:
+        values["confidence"] = -found.topk_logprobs.mean(-1)
+    tokens = found.tokens.cpu().numpy().astype(np.int32)
+    return tokens, {name: value.cpu().numpy() for name, value in values.items()}
 
 
 def per_path(name: str, value: Any, n: int, device: torch.device) -> Any:

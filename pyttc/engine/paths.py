@@ -14,9 +14,10 @@ from . import history
 from .arguments import array_of, for_each, whole_number, whole_numbers
 from .cache import Ints
 from .cost import Cost
-from .decode import decode, held_interrupts
+from .decode import Source, decode, held_interrupts
 from .history import Segment
 from .identity import child_ids, prompt_word, sample_keys
+from .replay import refill
 from .stops import Until
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ class Paths:
         self.ends, self.depth = np.zeros(n, np.int8), np.zeros(n, np.int64)
         self.segment, self.rows, self._own = Segment(None, np.arange(n)), np.arange(n), True
         self._hidden, self._hidden_row = hidden, np.arange(n)
+        self.hollow = False  # whether tokens were only counted as run, see `replay`
 
     def __len__(self) -> int:
         return int(self.leaves.size)
@@ -187,6 +189,7 @@ class Paths:
         confidence: int = 0,
         stop_if: Callable[[Paths, Ints], Any] | None = None,
         progress: bool | None = None,
+        source: Source | None = None,
     ) -> Paths:
         """Decodes all paths that are not done, together; each stops by itself and leaves the batch.
 
@@ -204,6 +207,9 @@ class Paths:
             stop_if: called after every step with these paths and the indices of those still
                 running; returns which of these to stop (a bool each), or None.
             progress: show a bar; None: on a terminal, for long runs.
+            source: called at every step with the running rows and a function that runs the model
+                and draws for them; returns what is drawn, as that function does. It may keep it,
+                or give what was kept in the function's place (with `replay.skip`).
 
         Returns:
             These paths; `ended` says why each stopped.
@@ -213,7 +219,8 @@ class Paths:
                 what was decoded is readable and decoding can go on.
         """
         sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
-        decode(self, until, max_new_tokens, sampling, mask, confidence, stop_if, progress)
+        options = mask, confidence, stop_if, progress, source
+        decode(self, until, max_new_tokens, sampling, *options)
         return self
 
     def append(self, text: Any, *, keep_eos: bool = True) -> Paths:
@@ -349,6 +356,7 @@ class Paths:
             setattr(other, name, getattr(self, name)[index])
         other.segment, other._own = self.segment, self._own
         other._hidden, other._hidden_row = self._hidden, self._hidden_row[index]
+        other.hollow = self.hollow
         return other
 
     def begin_writing(self) -> None:
@@ -361,13 +369,18 @@ class Paths:
         """(keys, 32-bit path ids) of the draws of the paths at `which`."""
         return sample_keys(self.seeds[which], self.words[self.prompt[which]], self.path_ids[which])
 
-    def forward(self, which: Ints) -> None:
+    def forward(self, which: Ints, skip: bool = False) -> None:
         """Runs the tokens of the paths at `which` that have not been through the model yet.
+
+        With `skip` their room is taken and their cost is counted, and nothing is run: the paths
+        are hollow until the next call without it.
 
         Raises:
             OutOfPages: nothing was changed.
         """
         engine, cache = self.engine, self.engine.cache
+        if self.hollow and not skip:
+            refill(self)
         waiting = which[self._hidden_row[which] < 0]
         if not waiting.size:
             return
@@ -379,10 +392,14 @@ class Paths:
         try:
             engine.pool.copy(written.copy_from, written.copy_to)
             tokens = history.tail(self.segment, self.rows[waiting], counts)
-            hidden = engine.run(written.leaves, first, counts, tokens)
+            if skip:
+                hidden = self._hidden.new_full((waiting.size, self._hidden.shape[1]), torch.nan)
+            else:
+                hidden = engine.run(written.leaves, first, counts, tokens)
         except BaseException:
             cache.take_back(written.leaves, counts)
             raise
+        self.hollow |= skip
         kept = np.flatnonzero(self._hidden_row >= 0)
         self._hidden_row[waiting] = np.arange(waiting.size)
         if kept.size:

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ..engine import Paths
-from .run import Run, Scorer
+from .events import Scorer
+from .run import Run
 from .scores import Aggregate, mean_logprob, of_line, over_steps
 from .tree import SearchTree
 

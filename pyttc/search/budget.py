@@ -49,18 +49,26 @@ class Budget:
 
 
 class Meter:
-    """What a run has spent of its budget, and which limit stopped it."""
+    """What a run has spent of its budget, and which limit stopped it.
+
+    Attributes:
+        seconds: wall time up to the last look at the clock, `tick`. What is decided by time is decided by
+            this, so that a run that is repeated from its journal decides the same.
+    """
 
     def __init__(self, budget: Budget) -> None:
         self.budget = budget
-        self.start = time.perf_counter()
         self.tokens = 0
         self.flops = 0.0
         self.cut: str | None = None  # what ended the run before a limit was met exactly
+        self.resume(0.0)
 
-    @property
-    def seconds(self) -> float:
-        return time.perf_counter() - self.start
+    def resume(self, seconds: float) -> None:
+        """Goes on from `seconds` that earlier runs took."""
+        self.seconds, self._start = seconds, time.perf_counter() - seconds
+
+    def tick(self) -> None:
+        self.seconds = time.perf_counter() - self._start
 
     @property
     def dollars(self) -> float | None:

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..engine import Engine, Paths
+from . import asked
 from .budget import Budget
-from .run import Run, Scorer, Strategy, Verifier
+from .events import Scorer, Verifier
+from .journal import Journal, JournalError
+from .run import Run, Strategy
 from .solve import Result, stream
 from .statistics import bootstrap_interval, pass_at_k
 from .tree import SearchTree
@@ -54,6 +62,7 @@ def curve(
     seconds: float | None = None,
     dollars_per_hour: float | None = None,
     rows: int = ROWS,
+    journal: str | Path | Journal | None = None,
     **options: Any,
 ) -> Iterator[Point]:
     """Measures strategies at several numbers of paths; yields each point as soon as it is there.
@@ -70,6 +79,9 @@ def curve(
         sizes: numbers of paths, rising.
         seconds: for everything; a point that is not finished by then is not there.
         dollars_per_hour: the machine's price.
+        journal: a file that keeps each part that is done, a strategy with one number of paths on as many
+            problems as `rows` allows. The same call again takes what is there as done; strategies and
+            sizes may differ, JournalError where anything else does. An interrupted part is done again.
         **options: of `solve`: tool, delimiter, max_new_tokens, seed, temperature, ...
     """
     if not problems:
@@ -78,24 +90,63 @@ def curve(
         raise ValueError(f"sizes: got {list(sizes)}, expected rising numbers >= 1")
     deadline = time.perf_counter() + (np.inf if seconds is None else seconds)
     options = {**options, "verify": verify, "stop_when_verified": False}
-    for name, make in strategies.items():
-        independent = hasattr(make(sizes[-1]), "pick")
-        for group in [list(sizes)] if independent else [[n] for n in sizes]:
-            sums = [Sums() for _ in group]
-            width = max(1, rows // group[-1])
-            for at in range(0, len(problems), width):
-                left = max(0.0, deadline - time.perf_counter())
-                budget = Budget(seconds=None if seconds is None else left)
-                part = problems[at : at + width]
-                strategy = make(group[-1])
-                events = run_once(engine, part, strategy, group, budget, independent, options)
-                if events[-1][0].stopped:
-                    return
-                for total, n, found in zip(sums, group, events, strict=False):
-                    total.spend(found[0])
-                    total.count(events[-1], strategy if independent else None, n, group[-1])
-            for total, n in zip(sums, group, strict=True):
-                yield total.point(name, n, dollars_per_hour)
+    with contextlib.ExitStack() as stack:
+        parts = Parts(None, "", options)
+        if journal is not None:
+            model = asked.model(engine)
+            if not isinstance(journal, Journal):
+                request = {**model, "problems": list(problems), "rows": rows, **options}
+                journal = stack.enter_context(Journal(journal, asked.described(request)))
+            parts = Parts(journal, model["model"], options)
+        for name, make in strategies.items():
+            independent = hasattr(make(sizes[-1]), "pick")
+            for group in [list(sizes)] if independent else [[n] for n in sizes]:
+                totals = [Sums() for _ in group]
+                width = max(1, rows // group[-1])
+                for at in range(0, len(problems), width):
+                    left = max(0.0, deadline - time.perf_counter())
+                    budget = Budget(seconds=None if seconds is None else left)
+                    chosen, strategy = problems[at : at + width], make(group[-1])
+                    measure = partial(
+                        measured, engine, chosen, strategy, group, budget, independent, options
+                    )
+                    sums = parts.recall(name, strategy, group, chosen, measure)
+                    if sums is None:
+                        return
+                    for total, one in zip(totals, sums, strict=True):
+                        total.add(one)
+                for total, n in zip(totals, group, strict=True):
+                    yield total.point(name, n, dollars_per_hour)
+
+
+class Parts:
+    """The parts of a curve that are done, by what they are parts of."""
+
+    def __init__(self, journal: Journal | None, model: str, options: dict[str, Any]) -> None:
+        self.journal, self.model, self.options = journal, model, asked.described(options)
+        records = [r for r in (journal.records() if journal else ()) if "part" in r]
+        self.known = {json.dumps(record["part"]): record.get("sums") for record in records}
+
+    def recall(
+        self,
+        name: str,
+        strategy: Strategy,
+        group: list[int],
+        problems: Sequence[str],
+        measure: Callable[[], list[Sums] | None],
+    ) -> list[Sums] | None:
+        """The sums of a part, measured if they are not known; None where time was up before."""
+        if self.journal is None:
+            return measure()
+        part = {"model": self.model, "strategy": [name, asked.described(strategy)], "sizes": group}
+        part |= {"problems": list(problems), "options": self.options}
+        key = json.dumps(part)
+        if key in self.known:
+            return [Sums.known(values, self.journal.path) for values in self.known[key] or ()]
+        sums = measure()
+        if sums is not None:
+            self.journal.append({"part": part, "sums": [vars(one) for one in sums]})
+        return sums
 
 
 @dataclass(frozen=True)
@@ -114,19 +165,26 @@ class Waves:
             yield paths
 
 
-def run_once(
+def measured(
     engine: Engine,
-    prompts: Sequence[str],
+    problems: Sequence[str],
     strategy: Strategy,
     group: list[int],
     budget: Budget,
     independent: bool,
     options: dict[str, Any],
-) -> list[list[Result]]:
-    """The results after each of the waves, or of the whole run; the last ones are final."""
+) -> list[Sums] | None:
+    """What the strategy makes of the problems with each number of paths; None where time was up before."""
     runner = Waves(group, getattr(strategy, "score", None)) if independent else strategy
-    events = list(stream(engine, prompts, runner, budget, **options))
-    return events if independent else events[-1:]
+    events = list(stream(engine, problems, runner, budget, **options))
+    if events[-1][0].stopped:
+        return None
+    sums = []
+    for n, found in zip(group, events if independent else events[-1:], strict=False):
+        one = Sums(tokens=found[0].tokens, flops=found[0].flops, seconds=found[0].seconds)
+        one.count(events[-1], strategy if independent else None, n, group[-1])
+        sums.append(one)
+    return sums
 
 
 @dataclass
@@ -139,10 +197,24 @@ class Sums:
     flops: float = 0.0
     seconds: float = 0.0
 
-    def spend(self, result: Result) -> None:
-        self.tokens += result.tokens
-        self.flops += result.flops
-        self.seconds += result.seconds
+    @classmethod
+    def known(cls, values: Any, path: Path) -> Sums:
+        """From a journal, whose numbers are checked."""
+        try:
+            made = cls(**values)
+            numbers = [*made.solved, *made.chosen, made.tokens, made.flops, made.seconds]
+            if not all(math.isfinite(n) and n >= 0 for n in numbers) or not made.solved:
+                raise ValueError
+        except (TypeError, ValueError):
+            raise JournalError(f"{path}: holds a part whose sums are none") from None
+        return made
+
+    def add(self, other: Sums) -> None:
+        self.solved += other.solved
+        self.chosen += other.chosen
+        self.tokens += other.tokens
+        self.flops += other.flops
+        self.seconds += other.seconds
 
     def count(self, found: list[Result], strategy: Any, n: int, drawn: int) -> None:
         """Adds the outcome with n of the `drawn` paths; strategy None: of the whole run."""

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from ..engine import Paths
-from .run import Run, Scorer
+from .events import Scorer
+from .run import Run
 from .tree import SearchTree
 
 Answer = Callable[[str], Any]

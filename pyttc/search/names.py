@@ -7,12 +7,13 @@ from dataclasses import dataclass
 
 from .beam import DVTS, Beam
 from .best_of_n import BestOfN
+from .events import Scorer
 from .greedy import Greedy
 from .majority import AdaptiveConsistency, Answer, EarlyStopping, Majority
 from .particle_filter import ParticleFilter
 from .rebase import Rebase
 from .revision import BudgetForcing, Revision
-from .run import Scorer, Strategy
+from .run import Strategy
 from .sample_n import SampleN
 from .scores import mean_logprob, self_certainty
 

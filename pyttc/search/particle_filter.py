@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..engine import Paths
-from .run import Run, Scorer
+from .events import Scorer
+from .run import Run
 
 
 @dataclass(frozen=True)

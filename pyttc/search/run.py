@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -13,12 +14,13 @@ import torch
 from ..engine import Engine, Paths, history
 from ..engine.decode import EOS
 from .budget import Budget, Meter
+from .events import Events, Scorer, Verifier
+from .journal import Journal
 from .tree import Node, SearchTree
 
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
-Scorer = Callable[[Paths], Any]
-Verifier = Callable[[str, str], bool]
+End = tuple[int, int, int]  # prompt, path and the tokens it had written when it finished
 
 
 @dataclass(frozen=True)
@@ -64,13 +66,17 @@ class Run:
         seed: int,
         sampling: dict[str, Any],
         on_step: Callable[[Run], None] | None = None,
+        journal: Journal | None = None,
     ) -> None:
         self.engine, self.verify, self.tool, self.seed = engine, verify, tool, seed
         self.delimiter, self.sampling = delimiter, sampling
         self.stop_when_verified, self.on_step = stop_when_verified, on_step
+        self.check: Callable[[], None] = lambda: None  # raises a Ctrl-C that was put off
         self.meter = Meter(budget)
+        self.events = Events(self.meter, journal)
         self.tree = SearchTree(list(prompts))
         self.root = engine.prefill(list(prompts), seed=seed)
+        self.events.prefilled(self.cost)
         self.limit = max_new_tokens or engine.max_length
         self.meter.spend(0, self.root.cost.ran.flops)
         count = len(prompts)
@@ -79,6 +85,7 @@ class Run:
         self._best_rank = np.full(count, -np.inf)
         self._node: dict[tuple[int, int], int] = {}  # of each path, the last step on record
         self._ended: set[tuple[int, int]] = set()
+        self._verdict: dict[End, bool] = {}  # of paths that finished within this step
         self._refused: dict[
             tuple[int, int], str
         ] = {}  # paths that got no reply of the tool, and why
@@ -152,7 +159,7 @@ class Run:
     def append(self, paths: Paths, texts: Sequence[str], *, keep_eos: bool = True) -> Paths:
         """Paths.append of one text a path, within the budget and on record."""
         before, fits = paths.new_lengths, self._fits(paths)
-        ids = self._ids(texts)
+        ids = self._ids(self.events.texts("append", lambda: list(texts), len(paths)))
         # what there is no room for is left out
         fitting = [one if one and fits(row, len(one)) else [] for row, one in enumerate(ids)]
         paths.append(fitting, keep_eos=keep_eos)
@@ -169,7 +176,7 @@ class Run:
         of steps are made for where steps end.
         """
         spent = self.cost.ran.flops
-        scores = paths.score(scorer).tolist()
+        scores = self.events.score(paths, scorer)
         self.meter.spend(0, self.cost.ran.flops - spent)
         for row, index in enumerate(self.nodes(paths)):
             if index >= 0:
@@ -218,12 +225,15 @@ class Run:
                 replied = self._use_tool(paths, (share > 0) & (ended == "until"))
                 go_on = ((ended == "length") | replied) & ~self.solved[paths.prompt]
                 left = np.where(go_on, left - decoded, 0)
-        except KeyboardInterrupt:
-            self.meter.cut = "interrupted"
-            raise
-        finally:  # what an interrupted step has written is not lost
+        except BaseException as error:  # what an interrupted step has written is not lost
+            self.events.end()
+            if isinstance(error, KeyboardInterrupt):
+                self.meter.cut = "interrupted"
             self._record(paths, before)
-            self._close_ended(paths)
+            self._close_ended(paths, ask=False)
+            raise
+        self._record(paths, before)
+        self._close_ended(paths, ask=True)
         return paths
 
     # --- how
@@ -233,7 +243,9 @@ class Run:
         tokens, flops = int(paths.new_lengths.sum()), self.cost.ran.flops
         limits = share.tolist()
         try:
-            paths.decode(stops or None, limits, stop_if=self._watch, progress=False, **options)
+            source = partial(self.events.draw, paths)
+            hooks: dict[str, Any] = {"stop_if": self._watch, "source": source, "progress": False}
+            paths.decode(stops or None, limits, **hooks, **options)
         finally:
             written = int(paths.new_lengths.sum()) - tokens
             self.meter.spend(written, self.cost.ran.flops - flops)
@@ -277,14 +289,14 @@ class Run:
         known = dict(zip(distinct, texts, strict=True))
         return [known[tuple(one)] for one in ids]
 
-    def _ids(self, texts: Sequence[str]) -> list[list[int]]:
+    def _ids(self, texts: Sequence[str | None]) -> list[list[int]]:
         """The tokens of each text; equal ones are encoded once."""
         distinct = list(dict.fromkeys(text for text in texts if text))
         if not distinct:
             return [[] for _ in texts]
         ids = self.engine.tokenizer(distinct, add_special_tokens=False)["input_ids"]
         known = dict(zip(distinct, ids, strict=True))
-        return [known.get(text, []) for text in texts]
+        return [known[text] if text else [] for text in texts]
 
     def _share(self, paths: Paths, left: Ints) -> Ints:
         """How many of the tokens they may still write paths get at once, so that all of them together stay
@@ -312,6 +324,7 @@ class Run:
 
     def _watch(self, paths: Paths, running: Ints) -> Bools | None:
         """After every token: verifies paths that just ended, and stops what need not go on."""
+        self.check()
         self._verify_ended(paths)
         if self.on_step is not None:
             self.on_step(self)
@@ -323,16 +336,27 @@ class Run:
     def _verify_ended(self, paths: Paths) -> None:
         if self.verify is None or not self.stop_when_verified:
             return
-        fresh = [
-            row
-            for row in np.flatnonzero(paths.ends == EOS).tolist()
-            if (int(paths.prompt[row]), int(paths.path_ids[row])) not in self._ended
-        ]
-        for row, text in zip(fresh, self._texts(paths, np.array(fresh, np.int64)), strict=True):
-            prompt = int(paths.prompt[row])
-            self._ended.add((prompt, int(paths.path_ids[row])))
-            if not self.solved[prompt] and self.verify(self.tree.prompts[prompt], text):
-                self._solve(prompt)
+        fresh, rows = [], []
+        for row in np.flatnonzero(paths.ends == EOS).tolist():
+            prompt, path = int(paths.prompt[row]), int(paths.path_ids[row])
+            if (prompt, path) not in self._ended:
+                self._ended.add((prompt, path))
+                if not self.solved[prompt]:
+                    fresh.append((prompt, path, int(paths.new_lengths[row])))
+                    rows.append(row)
+        texts = self._texts(paths, np.array(rows, np.int64))
+        for at, right in zip(fresh, self._verdicts(fresh, texts), strict=True):
+            if right:
+                self._solve(at[0])
+
+    def _verdicts(self, asked: Sequence[End], texts: Sequence[str]) -> list[bool]:
+        """What the verifier says of texts, each what a path had written at an end; kept in `_verdict`."""
+        if self.verify is None or not asked:
+            return []
+        pairs = [(self.tree.prompts[end[0]], text) for end, text in zip(asked, texts, strict=True)]
+        said = self.events.verify(self.verify, pairs)
+        self._verdict.update(zip(asked, said, strict=True))
+        return said
 
     def _solve(self, prompt: int) -> None:
         self.solved[prompt] = True
@@ -347,10 +371,13 @@ class Run:
             return go_on
         rows = np.flatnonzero(at_stop)
         keys, fits = self.keys(paths), self._fits(paths)
-        replies: list[str | None] = []
-        for row, text in zip(rows.tolist(), self._texts(paths, rows), strict=True):
-            at = text.endswith(tool.until)
-            replies.append(tool.reply(self.tree.prompts[paths.prompt[row]], text) if at else "")
+        prompts = [self.tree.prompts[prompt] for prompt in paths.prompt[rows].tolist()]
+        asked = list(zip(prompts, self._texts(paths, rows), strict=True))
+        replies = self.events.texts(
+            "reply",
+            lambda: [tool.reply(p, text) if text.endswith(tool.until) else "" for p, text in asked],
+            rows.size,
+        )
         appended: list[list[int]] = [[] for _ in keys]
         ids = self._ids([reply or "" for reply in replies])
         for row, reply, one in zip(rows.tolist(), replies, ids, strict=True):
@@ -384,22 +411,29 @@ class Run:
         if node >= 0 and not self.tree.nodes[node].end:
             self.tree.nodes[node].end = end
 
-    def _close_ended(self, paths: Paths) -> None:
-        """Says on record why paths stopped, and asks the verifier of those that finished."""
-        stopped, nodes = self.stopped, self.nodes(paths)
-        can_go_on = self.open(paths)
+    def _close_ended(self, paths: Paths, ask: bool) -> None:
+        """Says on record why paths stopped, and what the verifier says of those that finished; it is asked
+        only if `ask`."""
+        nodes, can_go_on, lengths = self.nodes(paths), self.open(paths), paths.new_lengths.tolist()
+        finished: dict[End, int] = {}
+        cut = []
         for row, (key, end) in enumerate(zip(self.keys(paths), paths.ended, strict=True)):
             if can_go_on[row] or nodes[row] < 0 or self.tree.nodes[nodes[row]].end:
                 continue
             node = self.tree.nodes[nodes[row]]
-            if end != "eos":
-                cut = "solved" if self.solved[key[0]] else stopped
-                node.end = cut or self._refused.get(key, end)
-                continue
-            node.end = end
-            self._ended.add(key)
-            if self.verify is not None:
-                node.verified = self.verify(self.tree.prompts[key[0]], self.tree.text(nodes[row]))
-                if node.verified and self.stop_when_verified:
-                    self._solve(key[0])
-                    self.choose(key[0], nodes[row])
+            node.end = self._refused.get(key, end)
+            if end == "eos":
+                node.end = end
+                self._ended.add(key)
+                finished[(*key, lengths[row])] = nodes[row]
+            else:
+                cut.append((key[0], node))
+        unknown = [at for at in finished if at not in self._verdict] if ask else []
+        self._verdicts(unknown, [self.tree.text(finished[at]) for at in unknown])
+        for at, index in finished.items():
+            self.tree.nodes[index].verified = self._verdict.pop(at, None)
+            if self.tree.nodes[index].verified and self.stop_when_verified:
+                self._solve(at[0])
+                self.choose(at[0], index)
+        for prompt, node in cut:
+            node.end = "solved" if self.solved[prompt] else self.stopped or node.end

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ..engine import Engine
+from ..engine.decode import held_interrupts
+from . import asked
 from .budget import Budget
-from .run import Run, Strategy, Tool, Verifier
+from .events import Verifier
+from .journal import Journal
+from .run import Run, Strategy, Tool
 from .tree import SearchTree
 
 
@@ -56,6 +62,7 @@ def stream(
     stop_when_verified: bool = True,
     seed: int = 0,
     on_step: Callable[[Run], None] | None = None,
+    journal: str | Path | None = None,
     **sampling: Any,
 ) -> Iterator[list[Result]]:
     """`solve`, yielding the best so far of every prompt after each step; the last is final.
@@ -64,26 +71,46 @@ def stream(
     on record and stopped = "interrupted", and is raised when the next is asked for.
     """
     texts = [prompts] if isinstance(prompts, str) else list(prompts)
-    run = Run(
-        engine,
-        texts,
-        budget or Budget(),
-        verify=verify,
-        tool=tool,
-        delimiter=delimiter,
-        max_new_tokens=max_new_tokens,
-        stop_when_verified=stop_when_verified,
-        seed=seed,
-        sampling=sampling,
-        on_step=on_step,
-    )
-    try:
-        for _ in strategy.run(run):
+    budget = budget or Budget()
+    options = {
+        "verify": verify,
+        "tool": tool,
+        "delimiter": delimiter,
+        "max_new_tokens": max_new_tokens,
+        "stop_when_verified": stop_when_verified,
+        "seed": seed,
+        "sampling": sampling,
+    }
+    with contextlib.ExitStack() as stack:
+        held = None
+        if journal is not None:
+            request = {
+                **asked.model(engine),
+                "prompts": texts,
+                "strategy": strategy,
+                "budget": budget,
+            }
+            held = stack.enter_context(Journal(journal, asked.described({**request, **options})))
+        with held_interrupts():
+            run = Run(engine, texts, budget, on_step=on_step, journal=held, **options)  # type: ignore[arg-type]
+        stack.callback(run.events.end)
+        steps = strategy.run(run)
+        try:
+            while step(run, steps):
+                yield results(run)
+        except KeyboardInterrupt:
+            run.meter.cut = "interrupted"
             yield results(run)
-    except KeyboardInterrupt:
+            raise
+        run.events.flush()
         yield results(run)
-        raise
-    yield results(run)
+
+
+def step(run: Run, steps: Iterator[Any]) -> bool:
+    """Whether the strategy took another step. A Ctrl-C meanwhile is raised where the model has taken a
+    token, or after the step, and nowhere between."""
+    with held_interrupts() as run.check:
+        return next(steps, None) is not None
 
 
 def solve(
@@ -107,6 +134,11 @@ def solve(
         stop_when_verified: whether a verified path ends its prompt's search.
         seed: of all draws. The same seed gives the same result.
         on_step: called after every token, with the `Run`.
+        journal: a file that the run keeps of what it has done. The same call again, after a crash or a
+            Ctrl-C, takes what is there as done and goes on: the results are those of one run that was
+            not interrupted, bit for bit, and seconds are the sum. What the last second did may be done
+            again. It is the journal of this call alone: JournalError for any other (functions count as
+            equal by their names), and while another process uses it.
         **sampling: temperature, top_k, top_p, min_p, confidence for `Paths.decode`.
 
     Returns:

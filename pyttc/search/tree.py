@@ -69,14 +69,14 @@ class SearchTree:
         return below
 
     def save(self, path: str | Path) -> None:
-        """Writes JSON to `path`, and the tokens beside it as safetensors (path with that suffix)."""
+        """Writes JSON to `path`: all of it, or nothing and OSError, and then what was there stays."""
         from .saved import save
 
         save(self, Path(path))
 
     @classmethod
     def load(cls, path: str | Path) -> SearchTree:
-        """Reads what `save` wrote. The files need not be trusted: everything in them is checked.
+        """Reads what `save` wrote. The file need not be trusted: everything in it is checked.
 
         Raises:
             ValueError: for a file of another format, version or shape, or one that is too large.
