@@ -20,9 +20,9 @@ PLOTS = (table.ROOT / "docs" / "speedup.svg", table.ROOT / "docs" / "roof.svg")
 
 
 def speedup(rows: list[dict[str, Any]], path: Path) -> None:
-    """The engine's decoding speed over transformers' generate against N: a line a prompt length, a panel
-    a number of threads."""
-    engine = [row for row in rows if row["op"] == "engine"]
+    """The engine's decoding speed over transformers' generate against N, of the 125M model: a line a
+    prompt length, a panel a number of threads."""
+    engine = [row for row in rows if row["op"] == "engine" and row["shape"]["model"] == "125M"]
     threads = sorted({row["threads"] for row in engine})
     figure, panels = plt.subplots(
         1, len(threads), figsize=(4.2 * len(threads), 3.4), sharey=True, squeeze=False

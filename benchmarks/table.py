@@ -20,10 +20,19 @@ on the wall. `make bench` measures and rewrites this page.
 """
 BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
 HEAD = ["op", "shape", "dtype", "threads", "median", "of roof", "against (times as long)"]
-ENGINE_HEAD = ["paths", "prompt", "threads", "step", "tokens/s", "of roof", "keys and values"]
+ENGINE_HEAD = [
+    "model",
+    "paths",
+    "prompt",
+    "threads",
+    "step",
+    "tokens/s",
+    "of roof",
+    "keys and values",
+]
 ENGINE_HEAD += ["where the time goes", "against (times as long)"]
 ENGINE_TITLE = (
-    "Decoding steps of a 125M Llama-shaped model in bfloat16, N paths of one prompt (bench_engine.py); "
+    "Decoding steps in bfloat16, N paths of one prompt (bench_engine.py); "
     "keys and values held, and what N copies of them take:"
 )
 
@@ -71,7 +80,7 @@ def engine_lines(rows: list[dict[str, Any]]) -> list[str]:
             for name, peer in row["peers"].items()
         ]
         table.append(
-            [str(row["shape"][name]) for name in ("paths", "prompt")]
+            [str(row["shape"][name]) for name in ("model", "paths", "prompt")]
             + [str(row["threads"]), duration(row["median_us"]), f"{row['tokens_per_second']:.0f}"]
             + [f"{row['roof_percent']:.0f} %"]
             + [f"{row['kv_mib']} MiB of {row['kv_mib_expanded']}", shares(row), ", ".join(peers)]

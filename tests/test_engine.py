@@ -9,7 +9,7 @@ import pytest
 import torch
 import transformers
 
-from benchmarks import llama as llama_model
+from benchmarks import models
 from pyttc import sample
 from pyttc.engine import Engine, OutOfPages, Unsupported, attention
 from pyttc.engine import engine as engine_module
@@ -356,10 +356,10 @@ def test_memory_is_known_before_a_run(tmp_path: Any) -> None:
 
 @pytest.mark.nightly
 def test_host_takes_less_than_a_tenth_of_a_step() -> None:
-    """125M parameters, 32 paths, one thread, bfloat16: see benchmarks.llama for what is counted."""
+    """125M parameters, 32 paths, one thread, bfloat16: see benchmarks.models for what is counted."""
     with threads(1):
-        paths = llama_model.engine(torch.bfloat16, "256MiB").prefill([3] * 128).fork(32, seed=0)
-        parts = llama_model.step_parts(paths)
+        paths = models.engine("125M", torch.bfloat16, "256MiB").prefill([3] * 128).fork(32, seed=0)
+        parts = models.step_parts(paths)
     assert parts["host"] < 0.1 * sum(parts.values()), parts
 
 

@@ -1,4 +1,4 @@
-"""The 125M-parameter model that the engine is measured with, and where its time goes."""
+"""The models that the engine is measured with, of random weights, and where its time goes."""
 
 from __future__ import annotations
 
@@ -16,14 +16,27 @@ from pyttc.engine.model import RowModel
 
 from .common import clock
 
-SHAPE: dict[str, Any] = {
-    "vocab_size": 32000,
-    "hidden_size": 768,
-    "intermediate_size": 2048,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "num_key_value_heads": 4,
-    "max_position_embeddings": 8192,
+# Shapes of a small Llama and of Qwen2.5-0.5B.
+CONFIGS: dict[str, transformers.PreTrainedConfig] = {
+    "125M": transformers.LlamaConfig(
+        vocab_size=32000,
+        hidden_size=768,
+        intermediate_size=2048,
+        num_hidden_layers=12,
+        num_attention_heads=12,
+        num_key_value_heads=4,
+        max_position_embeddings=8192,
+    ),
+    "0.5B": transformers.Qwen2Config(
+        vocab_size=151936,
+        hidden_size=896,
+        intermediate_size=4864,
+        num_hidden_layers=24,
+        num_attention_heads=14,
+        num_key_value_heads=2,
+        max_position_embeddings=8192,
+        tie_word_embeddings=True,
+    ),
 }
 PARTS = {
     "matrix products": ("linear",),
@@ -34,16 +47,15 @@ PARTS = {
 TOKENS = 4  # a turn
 
 
-def llama(dtype: torch.dtype, **changes: Any) -> Any:
-    """125M parameters, Llama-shaped, random."""
+def plain(name: str, dtype: torch.dtype) -> Any:
+    """One of CONFIGS as transformers makes it."""
     torch.manual_seed(0)
-    config = transformers.LlamaConfig(**{**SHAPE, **changes})
-    return transformers.AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
+    return transformers.AutoModelForCausalLM.from_config(CONFIGS[name], dtype=dtype).eval()
 
 
-def engine(dtype: torch.dtype, memory: str, batch_invariant: bool = True, **changes: Any) -> Engine:
-    """An engine whose paths never end by themselves."""
-    made = Engine(RowModel(llama(dtype, **changes), batch_invariant), memory=memory)
+def engine(name: str, dtype: torch.dtype, memory: str, batch_invariant: bool = True) -> Engine:
+    """An engine for it, whose paths never end by themselves."""
+    made = Engine(RowModel(plain(name, dtype), batch_invariant), memory=memory)
     made.eos = []
     return made
 
