@@ -31,6 +31,8 @@ for name in kernels.kernel_ops("cuda"):
     print(name, len(kernels.calls(name)))
 if os.environ.get("PYTTC_EMULATE_REVERSE") == "0":
     kernels.check_rows_alone("cuda", "cpu")
+    kernels.check_tokens("cuda", "cpu", 600)
+    kernels.check_many_draws("cuda", "cpu")
     kernels.check_far_pages("cuda")
 """
 
