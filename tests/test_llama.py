@@ -143,7 +143,7 @@ def test_weights_stay_the_models_own(tmp_path: Any) -> None:
     before = engine.prefill([5, 6]).logits(np.arange(1))
     with torch.no_grad():
         attention.v_proj.weight.zero_()
-    assert not same(engine.prefill([5, 6], share=False).logits(np.arange(1)), before)
+    assert not same(engine.prefill([5, 6], salt=None).logits(np.arange(1)), before)
 
 
 def test_what_the_pass_does_not_know_goes_through_the_modules(tmp_path: Any) -> None:
@@ -163,7 +163,7 @@ def test_threads_show_nowhere(tmp_path: Any) -> None:
     found = []
     for count in (1, 2, 3):
         with threads(count):
-            found.append(engine.prefill([[7] * 300, [8]], share=False).logits(np.arange(2)))
+            found.append(engine.prefill([[7] * 300, [8]], salt=None).logits(np.arange(2)))
     assert same(found[0], found[1]) and same(found[0], found[2])
 
 
