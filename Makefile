@@ -13,7 +13,8 @@ CPP := git ls-files '*.cpp' '*.h' '*.cu' '*.cuh'
 # On a machine shared with others a thread that spins for work takes it from them.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: demo step test nightly bench gpu lint format clean
+.PHONY: demo step test nightly examples soak asan tsan mutants bench curve gpu lint format
+.PHONY: clean
 
 demo: $(VENV)/built
 	@if ls pyttc/models/*/model.safetensors >/dev/null 2>&1; then $(RUN) pyttc solve; \
@@ -29,10 +30,34 @@ test: $(VENV)/built
 nightly: $(VENV)/built
 	PYTTC_EXAMPLES=10000 PYTTC_INVALID_CALLS=100000 $(RUN) pytest -m "nightly or not gpu"
 
+# 20,000 examples a property test, 100,000 calls that must be refused (docs/trust).
+examples: $(VENV)/built
+	$(RUN) tests.trust.examples
+
+# An hour of random calls: memory, pages and the time of a step (docs/trust/soak.json).
+soak: $(VENV)/built
+	$(RUN) tests.trust.soak --minutes 60
+
+# The native extension under sanitizers, gcc's, in copies of the source under build/.
+asan: $(VENV)/built
+	$(RUN) tests.trust.sanitize address
+
+tsan: $(VENV)/built
+	$(RUN) tests.trust.sanitize thread
+
+# Do the tests notice bugs? Hours on two cores; what was done stays in build/.
+mutants: $(VENV)/built
+	$(RUN) tests.trust.kernel_mutants
+	$(RUN) tests.trust.python_mutants
+
+# Under ten minutes.
 bench: $(VENV)/built
-	$(RUN) benchmarks.run
-	$(RUN) benchmarks.bench_engine
+	$(RUN) benchmarks.run --seconds 0.5
+	$(RUN) benchmarks.bench_engine --seconds 5
 	$(RUN) benchmarks.table
+	$(RUN) benchmarks.plots
+
+curve: $(VENV)/built
 	$(RUN) benchmarks.countdown
 
 # On a machine with a GPU: tests, the sanitizer's four tools, benchmarks.

@@ -26,12 +26,14 @@ from setuptools import find_packages, setup
 
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 AVX512 = [*AVX2, "-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl"]
-AMX = [*AVX512, "-mavx512bf16", "-mamx-tile", "-mamx-bf16"]
+AVX512BF16 = [*AVX512, "-mavx512bf16"]
+AMX = [*AVX512BF16, "-mamx-tile", "-mamx-bf16"]
 # What files of a name ending so are compiled with, as far as the compiler knows the flags. On
 # another processor it knows none of them, and simd.h then gives plain C++.
 ISA_FLAGS = {
     "_avx2": AVX2,
     "_avx512": [*AVX512, "-mprefer-vector-width=512"],
+    "_avx512bf16": [*AVX512BF16, "-mprefer-vector-width=512"],
     "_amx": [*AMX, "-mprefer-vector-width=512"],
 }
 CUDA_ARCHS = os.environ.get("TORCH_CUDA_ARCH_LIST", "8.0;9.0a;10.0+PTX")
@@ -193,7 +195,7 @@ CFLAGS = shlex.split(os.environ.get("PYTTC_CFLAGS", ""))
 # The compiler fuses no multiplication into an addition by itself: bits are the source's business.
 FLOATS = ["-fno-math-errno", "-ffp-contract=off"]
 COMPILE = ["-O3", "-g0", *FLOATS, "-Wall", "-Wextra", *CFLAGS]
-LINK = ["-Wl,-s", *CFLAGS]
+LINK = CFLAGS or ["-Wl,-s"]  # reports of a sanitizer name functions
 COMMON = {"include_dirs": ["csrc/include"], "depends": DEPENDS, "cxx_std": 17}
 
 extensions = [
@@ -224,13 +226,14 @@ if NVCC and sources("cuda", ".cu"):
             **COMMON,
         )
     )
+BESIDE = ("triton_kernels", "benchmarks")  # folders of the top level that are parts of the package
 if not {"egg_info", "dist_info", "sdist"} & set(sys.argv):
     require_compiler()
 
 setup(
-    packages=["pyttc", *(f"pyttc.{p}" for p in find_packages("pyttc")), "pyttc.triton_kernels"],
-    package_dir={"pyttc": "pyttc", "pyttc.triton_kernels": "triton_kernels"},
-    package_data={"pyttc": ["py.typed", "*.pyi", "models/*/*"]},
+    packages=["pyttc", *(f"pyttc.{p}" for p in [*find_packages("pyttc"), *BESIDE])],
+    package_dir={"pyttc": "pyttc", **{f"pyttc.{folder}": folder for folder in BESIDE}},
+    package_data={"pyttc": ["py.typed", "*.pyi", "models/*/*"], "pyttc.benchmarks": ["roof.cpp"]},
     ext_modules=extensions,
     cmdclass={"build_ext": build_ext},
     zip_safe=False,

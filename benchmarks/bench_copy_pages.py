@@ -15,11 +15,13 @@ def cases() -> Iterator[dict[str, Any]]:
         yield case(layers, forks, page_size, heads, d)
 
 
-def case(layers: int, forks: int, page_size: int, heads: int, d: int) -> dict[str, Any]:
-    pages, moved = 2 * forks, 2 * layers * forks * page_size * heads * d * 2
+def case(
+    layers: int = 24, forks: int = 64, page_size: int = 16, kv_heads: int = 2, d: int = 64
+) -> dict[str, Any]:
+    pages, moved = 2 * forks, 2 * layers * forks * page_size * kv_heads * d * 2
 
     def make() -> tuple[torch.Tensor, ...]:
-        k_pages, v_pages = torch.randn(2, layers, pages, page_size, heads, d).bfloat16()
+        k_pages, v_pages = torch.randn(2, layers, pages, page_size, kv_heads, d).bfloat16()
         src, dst = torch.randperm(pages).split(forks)
         return k_pages, v_pages, src, dst
 
@@ -45,7 +47,7 @@ def case(layers: int, forks: int, page_size: int, heads: int, d: int) -> dict[st
             "layers": layers,
             "pairs": forks,
             "page_size": page_size,
-            "kv_heads": heads,
+            "kv_heads": kv_heads,
             "d": d,
         },
         "dtype": "bfloat16",

@@ -1,8 +1,8 @@
 """Decoding steps of N paths from one prompt: the engine beside transformers' generate.
 
-    python -m benchmarks.bench_engine [--threads 1,2] [--seconds 10] [--quick] [--dry-run]
+    python -m benchmarks.bench_engine [--model 125M|0.5B] [--threads 1,2] [--seconds 10] [--quick] [--dry-run]
 
-A 125M Llama-shaped model with random weights, bfloat16; both sample at temperature 1 and never end by
+A Llama- or Qwen-shaped model with random weights, bfloat16; both sample at temperature 1 and never end by
 themselves. The two run in turns of a few tokens in one process, until the seconds for a point are
 spent. generate is called with num_return_sequences=N and a cache that already holds the prompt for each
 of the N: on its own it would run the prompt N times, which is left out, in its favour.
@@ -29,7 +29,7 @@ from rich.progress import Progress
 
 from pyttc.engine import Engine, Paths
 
-from . import common, llama, table
+from . import common, models, table
 from .run import failure
 
 DTYPE = torch.bfloat16
@@ -81,13 +81,13 @@ def same_logits(engine: Engine, root: Paths, model: Any, cache: Any, prompt: lis
     return bool((ours - theirs).abs().max() < 0.1 * theirs.std())
 
 
-def points(seconds: float, quick: bool) -> Iterator[dict[str, Any]]:
+def points(name: str, seconds: float, quick: bool) -> Iterator[dict[str, Any]]:
     """A row for each point of the grid, without what `common.row` adds."""
     engines = {
-        "pyttc": llama.engine(DTYPE, "2GiB"),
-        FREE: llama.engine(DTYPE, "2GiB", batch_invariant=False),
+        "pyttc": models.engine(name, DTYPE, "2GiB"),
+        FREE: models.engine(name, DTYPE, "2GiB", batch_invariant=False),
     }
-    peer, rng = llama.llama(DTYPE), np.random.default_rng(0)
+    peer, rng = models.plain(name, DTYPE), np.random.default_rng(0)
     prices = engines["pyttc"].prices
     grid = QUICK if quick else [(n, p) for p in PROMPTS for n in PATHS]
     for length, group in itertools.groupby(grid, key=lambda point: point[1]):
@@ -119,10 +119,11 @@ def points(seconds: float, quick: bool) -> Iterator[dict[str, Any]]:
             own = turns.step
             yield {
                 "op": "engine",
-                "shape": {"paths": paths, "prompt": length},
+                "shape": {"model": name, "paths": paths, "prompt": length},
                 "dtype": str(DTYPE).removeprefix("torch."),
                 "checked": checked,
                 "why": why,
+                "parts": models.step_parts(ours["pyttc"], rounds=2),
                 "samples": turns.samples,
                 "bytes": prices.weight_bytes + (length + paths * own // 2) * prices.kv_bytes,
                 "flops": paths * (prices.body + prices.head + prices.attention * length),
@@ -141,33 +142,35 @@ def too_large(needed: int) -> str | None:
     return f"needs {needed >> 20} MiB for its expanded cache, {free >> 20} are free"
 
 
-def rows(threads: int, seconds: float, quick: bool, progress: Progress) -> list[dict[str, Any]]:
+def rows(
+    name: str, threads: int, seconds: float, quick: bool, progress: Progress
+) -> list[dict[str, Any]]:
     torch.set_num_threads(threads)
     task = progress.add_task(f"threads={threads}", total=3 if quick else len(PATHS) * len(PROMPTS))
-    roof, cases = common.measure_roof(threads), []
-    for case in points(seconds, quick):
-        cases.append(case)
-        progress.advance(task)
-    roof, made = roof.raised(common.measure_roof(threads)), []
+    cases, made = [], []
+    with common.roof_around(threads) as roof:
+        for case in points(name, seconds, quick):
+            cases.append(case)
+            progress.advance(task)
     for case in cases:
         samples = {name: taken for name, taken in case["samples"].items() if taken}
         took = {name: common.summary(taken) for name, taken in samples.items()}
         paths, ours = case["shape"]["paths"], took["pyttc"].median
-        row = common.row({**case, "impl": "engine"}, case["checked"], took, roof, threads)
+        row = common.row({**case, "impl": "engine"}, case["checked"], took, roof(), threads)
         row["tokens_per_second"] = round(paths / ours, 1)
         row["kv_mib"] = round(case["kv held"] / 2**20, 1)
         row["kv_mib_expanded"] = round(case["kv"] / 2**20, 1)
         if case["why"]:
             row["peers"][PEER] = {"median_us": None, "ratio": None, "why": case["why"]}
-        if case["shape"] == {"paths": 32, "prompt": 128}:
-            host, step = llama.host_part(DTYPE, 32, 128)
-            row["host_percent"] = round(100 * host / step, 1)
+        whole = sum(case["parts"].values())
+        row["parts_percent"] = {p: round(100 * s / whole, 1) for p, s in case["parts"].items()}
         made.append(row)
     return made
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.bench_engine")
+    parser.add_argument("--model", default="125M", choices=models.CONFIGS)
     parser.add_argument("--threads", default="1,2")
     parser.add_argument("--seconds", type=float, default=10.0, help="for each point")
     parser.add_argument("--quick", action="store_true", help="three points, whose marks count")
@@ -176,7 +179,7 @@ def main() -> int:
     found, console = [], Console(stderr=True)
     with Progress(console=console) as progress:
         for threads in sorted({int(n) for n in args.threads.split(",")}):
-            found += rows(threads, args.seconds, args.quick, progress)
+            found += rows(args.model, threads, args.seconds, args.quick, progress)
     print("\n".join(table.engine_lines(found)))
     wrong = [f"FAILED {row['shape']}: {why}" for row in found if (why := failure(row))]
     print("\n".join(wrong), file=sys.stderr)

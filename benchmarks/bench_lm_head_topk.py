@@ -14,24 +14,26 @@ K = 20
 
 
 def cases() -> Iterator[dict[str, Any]]:
-    for columns, width in ((32_000, 768), (151_936, 896)):
+    for columns, hidden in ((32_000, 768), (151_936, 896)):
         for dtype in (torch.float32, torch.bfloat16):
             for rows in (1, 16, 64):
-                yield case(rows, columns, width, dtype)
+                yield case(rows, columns, hidden, dtype)
 
 
-def case(rows: int, columns: int, width: int, dtype: torch.dtype) -> dict[str, Any]:
-    nbytes = (rows + columns) * width * dtype.itemsize
+def case(
+    rows: int = 64, columns: int = 151_936, hidden: int = 896, dtype: torch.dtype = torch.bfloat16
+) -> dict[str, Any]:
+    nbytes = (rows + columns) * hidden * dtype.itemsize
     paths = torch.arange(rows)
 
     def make() -> tuple[torch.Tensor, torch.Tensor]:
-        hidden, weight = torch.randn(rows, width), torch.randn(columns, width) / width**0.5
-        return hidden.to(dtype), weight.to(dtype)
+        states, weight = torch.randn(rows, hidden), torch.randn(columns, hidden) / hidden**0.5
+        return states.to(dtype), weight.to(dtype)
 
     def check() -> bool:
-        hidden, weight = make()
-        native = lm_head_topk(hidden, weight, K)
-        exact = lm_head_topk(hidden.double(), weight.double(), K, impl="reference")
+        states, weight = make()
+        native = lm_head_topk(states, weight, K)
+        exact = lm_head_topk(states.double(), weight.double(), K, impl="reference")
         return all(
             bool(((a - b).abs() <= 1e-4).all())
             for a, b in zip(native[::2] + native[3:], exact[::2] + exact[3:], strict=True)
@@ -49,13 +51,13 @@ def case(rows: int, columns: int, width: int, dtype: torch.dtype) -> dict[str, A
     next_args = rotating(make, nbytes)
     return {
         "op": "lm_head_topk",
-        "shape": {"B": rows, "V": columns, "H": width, "k": K},
+        "shape": {"B": rows, "V": columns, "H": hidden, "k": K},
         "dtype": str(dtype).removeprefix("torch."),
         "run": lambda: lm_head_topk(*next_args(), K),
         "check": check,
         "bytes": nbytes + rows * (12 * K + 8),
         "written": rows * (12 * K + 8),
-        "flops": 2 * rows * columns * width,
+        "flops": 2 * rows * columns * hidden,
         "peers": {
             "torch linear, log_softmax, topk": whole_softmax,
             "torch linear, topk, logsumexp": least,

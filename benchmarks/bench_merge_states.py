@@ -18,7 +18,9 @@ def cases() -> Iterator[dict[str, Any]]:
             yield case(n, heads, d, dtype)
 
 
-def case(n: int, heads: int, d: int, dtype: torch.dtype) -> dict[str, Any]:
+def case(
+    n: int = 64, heads: int = 14, d: int = 64, dtype: torch.dtype = torch.bfloat16
+) -> dict[str, Any]:
     states = n * heads
     row = d * dtype.itemsize + 4
 

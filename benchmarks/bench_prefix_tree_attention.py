@@ -21,7 +21,11 @@ def cases() -> Iterator[dict[str, Any]]:
 
 
 def case(
-    widths: tuple[int, ...], lengths: tuple[int, ...], hq: int, hkv: int, d: int
+    widths: tuple[int, ...] = (1, 64),
+    lengths: tuple[int, ...] = (4096, 64),
+    heads: int = 14,
+    kv_heads: int = 2,
+    d: int = 64,
 ) -> dict[str, Any]:
     """widths[i] nodes on level i, each of lengths[i] tokens; the last level's are the paths."""
     parents, node_lengths, above = [], [], []
@@ -36,7 +40,7 @@ def case(
     tree = PrefixTree(parents, list(ids.split(counts)), node_lengths, above, PAGE_SIZE)
 
     def make() -> tuple[torch.Tensor, ...]:
-        q, pages = torch.randn(n, hq, d), torch.randn(2, sum(counts), PAGE_SIZE, hkv, d)
+        q, pages = torch.randn(n, heads, d), torch.randn(2, sum(counts), PAGE_SIZE, kv_heads, d)
         return q.bfloat16(), *pages.bfloat16()
 
     def check() -> bool:
@@ -53,19 +57,20 @@ def case(
     def expanded() -> torch.Tensor:
         return scaled_dot_product_attention(*apart, enable_gqa=True)
 
-    nbytes = 4 * tokens * hkv * d + 4 * n * hq * d
+    nbytes = 4 * tokens * kv_heads * d + 4 * n * heads * d
     next_args = rotating(make, nbytes)
     apart = [
-        torch.randn(n, heads, t, d).bfloat16() for heads, t in ((hq, 1), (hkv, path), (hkv, path))
+        torch.randn(n, h, t, d).bfloat16()
+        for h, t in ((heads, 1), (kv_heads, path), (kv_heads, path))
     ]
     return {
         "op": "prefix_tree_attention",
-        "shape": {"widths": widths, "lengths": lengths, "Hq": hq, "Hkv": hkv, "D": d},
+        "shape": {"widths": widths, "lengths": lengths, "Hq": heads, "Hkv": kv_heads, "D": d},
         "dtype": "bfloat16",
         "run": lambda: prefix_tree_attention(*next_args(), tree),
         "check": check,
         "bytes": nbytes,
-        "written": n * hq * (2 * d + 4),
-        "flops": 4 * n * hq * path * d,
+        "written": n * heads * (2 * d + 4),
+        "flops": 4 * n * heads * path * d,
         "peers": {"torch SDPA, expanded KV": expanded},
     }

@@ -16,12 +16,20 @@ def cases() -> Iterator[dict[str, Any]]:
     for columns in (32_000, 128_256):
         for dtype in (torch.float32, torch.bfloat16):
             for rows in (1, 16, 64):
-                yield case(rows, columns, dtype, {})
-    yield case(16, 128_256, torch.float32, {"top_k": 50, "top_p": 0.95})
-    yield case(16, 128_256, torch.float32, {"top_p": 0.95})
+                yield case(rows, columns, dtype)
+    yield case(16, 128_256, torch.float32, top_k=50, top_p=0.95)
+    yield case(16, 128_256, torch.float32, top_p=0.95)
 
 
-def case(rows: int, columns: int, dtype: torch.dtype, filters: dict[str, Any]) -> dict[str, Any]:
+def case(
+    rows: int = 64,
+    columns: int = 128_256,
+    dtype: torch.dtype = torch.float32,
+    top_k: int = 0,
+    top_p: float = 1.0,
+) -> dict[str, Any]:
+    given = {"top_k": (top_k, 0), "top_p": (top_p, 1.0)}
+    filters: dict[str, Any] = {name: value for name, (value, off) in given.items() if value != off}
     nbytes = rows * columns * dtype.itemsize
     paths, positions = torch.arange(rows), torch.zeros(rows, dtype=torch.int64)
 

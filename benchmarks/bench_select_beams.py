@@ -15,7 +15,7 @@ def cases() -> Iterator[dict[str, Any]]:
         yield case(groups, beams, k, width)
 
 
-def case(groups: int, beams: int, k: int, width: int) -> dict[str, Any]:
+def case(groups: int = 1, beams: int = 64, k: int = 20, width: int = 64) -> dict[str, Any]:
     rows = groups * beams
     read = rows * (4 * k + 4 + 8)
     written = groups * width * 20

@@ -22,16 +22,22 @@ def cases() -> Iterator[dict[str, Any]]:
 
 
 def case(
-    n: int, hq: int, hkv: int, d: int, prefix: int, suffix: int, dtype: torch.dtype
+    n: int = 64,
+    heads: int = 14,
+    kv_heads: int = 2,
+    d: int = 64,
+    prefix: int = 4096,
+    suffix: int = 64,
+    dtype: torch.dtype = torch.bfloat16,
 ) -> dict[str, Any]:
     tokens, width = prefix + n * suffix, dtype.itemsize
     lens = torch.full((1, n), suffix, dtype=torch.int32)
-    written = n * hq * (d * width + 4)
+    written = n * heads * (d * width + 4)
 
     def make() -> tuple[torch.Tensor, ...]:
-        q = torch.randn(1, n, hq, d)
-        kv = (torch.randn(1, prefix, hkv, d) for _ in range(2))
-        own = (torch.randn(1, n, suffix, hkv, d) for _ in range(2))
+        q = torch.randn(1, n, heads, d)
+        kv = (torch.randn(1, prefix, kv_heads, d) for _ in range(2))
+        own = (torch.randn(1, n, suffix, kv_heads, d) for _ in range(2))
         return *(t.to(dtype) for t in (q, *kv, *own)), lens
 
     def expand(args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
@@ -59,32 +65,32 @@ def case(
         """The prefix alone, every path seeing it through a stride of 0."""
         q, k, v = next_args()[:3]
         k, v = (t.expand(n, -1, -1, -1).transpose(1, 2) for t in (k, v))
-        return scaled_dot_product_attention(q.view(n, hq, 1, d), k, v, enable_gqa=True)
+        return scaled_dot_product_attention(q.view(n, heads, 1, d), k, v, enable_gqa=True)
 
     def cascade() -> torch.Tensor:
         """Prefix with all queries as rows, suffixes, and a merge by log-sum-exp."""
         q, k, v, own_k, own_v, _ = next_args()
-        group = hq // hkv
-        heads = q.view(n, hkv, group, d)
-        rows = heads.transpose(0, 1).reshape(1, hkv, n * group, d)
+        group = heads // kv_heads
+        grouped = q.view(n, kv_heads, group, d)
+        rows = grouped.transpose(0, 1).reshape(1, kv_heads, n * group, d)
         a, lse_a = flash(rows, k.transpose(1, 2), v.transpose(1, 2))
-        b, lse_b = flash(heads, own_k[0].transpose(1, 2), own_v[0].transpose(1, 2))
-        a, lse_a = (t.view(hkv, n, group, -1).transpose(0, 1) for t in (a, lse_a))
-        lse_b = lse_b.view(n, hkv, group, 1)
+        b, lse_b = flash(grouped, own_k[0].transpose(1, 2), own_v[0].transpose(1, 2))
+        a, lse_a = (t.view(kv_heads, n, group, -1).transpose(0, 1) for t in (a, lse_a))
+        lse_b = lse_b.view(n, kv_heads, group, 1)
         lse = torch.logaddexp(lse_a, lse_b)
         return (a * (lse_a - lse).exp() + b * (lse_b - lse).exp()).to(dtype)
 
-    nbytes = 2 * tokens * hkv * d * width + 2 * n * hq * d * width
+    nbytes = 2 * tokens * kv_heads * d * width + 2 * n * heads * d * width
     next_args, apart = rotating(make, nbytes), expand(make())
     return {
         "op": "shared_prefix_attention",
-        "shape": {"N": n, "Hq": hq, "Hkv": hkv, "D": d, "P": prefix, "S": suffix},
+        "shape": {"N": n, "Hq": heads, "Hkv": kv_heads, "D": d, "P": prefix, "S": suffix},
         "dtype": str(dtype).removeprefix("torch."),
         "run": lambda: shared_prefix_attention(*next_args()),
         "check": check,
         "bytes": nbytes,
         "written": written,
-        "flops": 4 * n * hq * (prefix + suffix) * d,
+        "flops": 4 * n * heads * (prefix + suffix) * d,
         "peers": {
             "torch SDPA, expanded KV": expanded,
             "torch SDPA, prefix as a view, no suffix": view,

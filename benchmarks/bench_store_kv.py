@@ -18,13 +18,15 @@ def cases() -> Iterator[dict[str, Any]]:
     yield case("prefill", 4096, 8, 128)
 
 
-def case(step: str, n: int, heads: int, d: int) -> dict[str, Any]:
+def case(step: str = "decode", n: int = 64, kv_heads: int = 2, d: int = 64) -> dict[str, Any]:
+    if step not in ("decode", "prefill"):
+        raise ValueError(f"step: got {step!r}, expected decode or prefill")
     pages = n if step == "decode" else n // PAGE_SIZE
-    moved = 2 * n * heads * d * 2
+    moved = 2 * n * kv_heads * d * 2
 
     def make() -> tuple[torch.Tensor, ...]:
-        k, v = torch.randn(2, n, heads, d).bfloat16()
-        k_pages, v_pages = torch.zeros(2, pages, PAGE_SIZE, heads, d, dtype=torch.bfloat16)
+        k, v = torch.randn(2, n, kv_heads, d).bfloat16()
+        k_pages, v_pages = torch.zeros(2, pages, PAGE_SIZE, kv_heads, d, dtype=torch.bfloat16)
         if step == "decode":
             slots = torch.randperm(pages) * PAGE_SIZE + 5
         else:
@@ -50,7 +52,7 @@ def case(step: str, n: int, heads: int, d: int) -> dict[str, Any]:
     next_args = rotating(make, 2 * moved)
     return {
         "op": "store_kv",
-        "shape": {"step": step, "n": n, "kv_heads": heads, "d": d, "page_size": PAGE_SIZE},
+        "shape": {"step": step, "n": n, "kv_heads": kv_heads, "d": d, "page_size": PAGE_SIZE},
         "dtype": "bfloat16",
         "run": lambda: store_kv(*next_args()),
         "check": check,

@@ -19,7 +19,9 @@ def cases() -> Iterator[dict[str, Any]]:
                 yield case(rows, columns, dtype)
 
 
-def case(rows: int, columns: int, dtype: torch.dtype) -> dict[str, Any]:
+def case(
+    rows: int = 64, columns: int = 128_256, dtype: torch.dtype = torch.float32
+) -> dict[str, Any]:
     nbytes = rows * columns * dtype.itemsize
 
     def make() -> torch.Tensor:

@@ -14,6 +14,8 @@ A benchmark is a file benchmarks/bench_<op>.py with a generator ``cases()`` that
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import itertools
 import json
 import os
@@ -21,6 +23,7 @@ import platform
 import re
 import statistics
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -79,20 +82,41 @@ class Roof:
 
 
 @cache
-def roof_program() -> Path:
+def roof_program() -> Path | None:
+    """roof.cpp, compiled for this machine, or None where there is no compiler."""
     source = HERE / "roof.cpp"
-    program = HERE.parent / "build" / "roof"
-    if not program.exists() or program.stat().st_mtime < source.stat().st_mtime:
-        program.parent.mkdir(exist_ok=True)
+    folder = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "pyttc"
+    what = hashlib.sha256(source.read_bytes() + cpu_model().encode()).hexdigest()[:16]
+    program = folder / f"roof-{what}"
+    if not program.exists():
+        folder.mkdir(parents=True, exist_ok=True)
         flags = ["-std=c++17", "-O3", "-march=native", "-fopenmp"]
-        compiler = os.environ.get("CXX", "g++")
-        subprocess.run([compiler, *flags, str(source), "-o", str(program)], check=True)
+        with tempfile.TemporaryDirectory(dir=folder) as made:
+            command = [os.environ.get("CXX", "g++"), *flags, str(source), "-o", f"{made}/roof"]
+            try:
+                subprocess.run(command, check=True, capture_output=True)
+            except (OSError, subprocess.CalledProcessError):
+                return None
+            os.replace(f"{made}/roof", program)
     return program
 
 
-def measure_roof(threads: int) -> Roof:
-    command = [str(roof_program()), str(threads), str(min(4 * last_level_cache(), 1 << 29))]
+def measure_roof(threads: int) -> Roof | None:
+    program = roof_program()
+    if program is None:
+        return None
+    command = [str(program), str(threads), str(min(4 * last_level_cache(), 1 << 29))]
     return Roof(**json.loads(subprocess.check_output(command)))
+
+
+@contextlib.contextmanager
+def roof_around(threads: int) -> Iterator[Callable[[], Roof | None]]:
+    """Measures the roof before and after a block; afterwards the callable gives the higher."""
+    found = [measure_roof(threads)]
+    yield lambda: found[0]
+    after = measure_roof(threads)
+    if found[0] and after:
+        found[0] = found[0].raised(after)
 
 
 @dataclass
@@ -149,6 +173,8 @@ def device_name() -> str:
 
 def commit() -> str:
     git = ["git", "-C", str(HERE.parent)]
+    if not (HERE.parent / "setup.py").exists():  # installed
+        return "unknown"
     try:
         head = subprocess.check_output([*git, "rev-parse", "--short=12", "HEAD"], text=True).strip()
         changed = subprocess.check_output([*git, "status", "--porcelain", "-uno"], text=True)
@@ -161,19 +187,18 @@ def rows(cases: Iterator[dict[str, Any]], threads: int, seconds: float) -> list[
     """Checks and times cases on a number of threads. Each row says whether its output was right and
     what part of the measured roof it reached."""
     torch.set_num_threads(threads)
-    roof = measure_roof(threads)
     timed = []
-    for case in cases:
-        checked = bool(case["check"]())
-        took = measure({"pyttc": case.pop("run"), **case.pop("peers", {})}, seconds)
-        del case["check"]  # with which the inputs go
-        timed.append((case, checked, took))
-    roof = roof.raised(measure_roof(threads))
-    return [row(case, checked, took, roof, threads) for case, checked, took in timed]
+    with roof_around(threads) as roof:
+        for case in cases:
+            checked = bool(case["check"]())
+            took = measure({"pyttc": case.pop("run"), **case.pop("peers", {})}, seconds)
+            del case["check"]  # with which the inputs go
+            timed.append((case, checked, took))
+    return [row(case, checked, took, roof(), threads) for case, checked, took in timed]
 
 
 def row(
-    case: dict[str, Any], checked: bool, took: dict[str, Timing], roof: Roof, threads: int
+    case: dict[str, Any], checked: bool, took: dict[str, Timing], roof: Roof | None, threads: int
 ) -> dict[str, Any]:
     ours = took.pop("pyttc")
     return {
@@ -187,7 +212,7 @@ def row(
         "p80_us": round(ours.p80 * 1e6, 2),
         "bytes": case["bytes"],
         "flops": case["flops"],
-        "roof_percent": round(100 * roof.seconds(case) / ours.median, 1),
+        "roof_percent": round(100 * roof.seconds(case) / ours.median, 1) if roof else None,
         "checked": checked,
         "peers": {
             name: {
@@ -197,7 +222,7 @@ def row(
             for name, peer in took.items()
         },
         "clock": "thread CPU" if threads == 1 else "wall",
-        "roof": {name: round(value, 1) for name, value in vars(roof).items()},
+        "roof": {name: round(value, 1) for name, value in vars(roof).items()} if roof else None,
         "device": cpu_model(),
         "isa": pyttc._C.isa(),
         "load": round(os.getloadavg()[0], 1),

@@ -21,7 +21,7 @@ from . import common, table
 
 
 def main() -> int:
-    found = sorted(dispatch.ops)  # bench_engine.py has a command line of its own
+    found = sorted({*dispatch.ops, "linear"})  # bench_engine.py has a command line of its own
     parser = argparse.ArgumentParser(prog="python -m benchmarks.run")
     parser.add_argument(
         "ops", nargs="*", metavar="op", help=f"of {', '.join(found)}; all by default"
@@ -58,6 +58,8 @@ def failure(row: dict[str, Any]) -> str | None:
     """Why a row cannot be right, or None."""
     if not row["checked"]:
         return "its output differs from the reference"
+    if row["roof_percent"] is None:
+        return "there is no C++ compiler to measure the roof with"
     if row["roof_percent"] > 100:
         return f"{row['roof_percent']} % of the roof: cached inputs, or wrong bytes or flops"
     return None

@@ -20,10 +20,19 @@ on the wall. `make bench` measures and rewrites this page.
 """
 BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
 HEAD = ["op", "shape", "dtype", "threads", "median", "of roof", "against (times as long)"]
-ENGINE_HEAD = ["paths", "prompt", "threads", "step", "tokens/s", "of roof", "keys and values"]
-ENGINE_HEAD += ["against (times as long)"]
+ENGINE_HEAD = [
+    "model",
+    "paths",
+    "prompt",
+    "threads",
+    "step",
+    "tokens/s",
+    "of roof",
+    "keys and values",
+]
+ENGINE_HEAD += ["where the time goes", "against (times as long)"]
 ENGINE_TITLE = (
-    "Decoding steps of a 125M Llama-shaped model in bfloat16, N paths of one prompt (bench_engine.py); "
+    "Decoding steps in bfloat16, N paths of one prompt (bench_engine.py); "
     "keys and values held, and what N copies of them take:"
 )
 
@@ -45,6 +54,10 @@ def duration(us: float) -> str:
     return f"{us:.1f} us" if us < 1000 else f"{us / 1000:.2f} ms"
 
 
+def percent(value: float | None) -> str:
+    return "" if value is None else f"{value:.0f} %"
+
+
 def lines(rows: list[dict[str, Any]]) -> list[str]:
     """A Markdown table of rows."""
     table = [HEAD, ["---"] * len(HEAD)]
@@ -53,7 +66,7 @@ def lines(rows: list[dict[str, Any]]) -> list[str]:
         shape = " ".join(f"{name}={size}" for name, size in row["shape"].items())
         table.append(
             [row["op"], shape, row["dtype"], str(row["threads"]), duration(row["median_us"])]
-            + [f"{row['roof_percent']:.0f} %", ", ".join(peers)]
+            + [percent(row["roof_percent"]), ", ".join(peers)]
         )
     return ["| " + " | ".join(cells) + " |" for cells in table]
 
@@ -67,18 +80,17 @@ def engine_lines(rows: list[dict[str, Any]]) -> list[str]:
             for name, peer in row["peers"].items()
         ]
         table.append(
-            [str(row["shape"][name]) for name in ("paths", "prompt")]
+            [str(row["shape"][name]) for name in ("model", "paths", "prompt")]
             + [str(row["threads"]), duration(row["median_us"]), f"{row['tokens_per_second']:.0f}"]
             + [f"{row['roof_percent']:.0f} %"]
-            + [f"{row['kv_mib']} MiB of {row['kv_mib_expanded']}", ", ".join(peers)]
+            + [f"{row['kv_mib']} MiB of {row['kv_mib_expanded']}", shares(row), ", ".join(peers)]
         )
-    lines = ["| " + " | ".join(cells) + " |" for cells in table]
-    for row in rows:
-        if "host_percent" in row:
-            size = f"{row['shape']['paths']} paths and {row['threads']} thread(s)"
-            what = "neither matrix products nor kernels (Python, dispatch, bookkeeping)"
-            lines += ["", f"Of a step of {size}, {row['host_percent']} % are {what}."]
-    return lines
+    return ["| " + " | ".join(cells) + " |" for cells in table]
+
+
+def shares(row: dict[str, Any]) -> str:
+    parts = row.get("parts_percent", {})
+    return ", ".join(f"{part} {percent(share)}" for part, share in parts.items())
 
 
 def headlines(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

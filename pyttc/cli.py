@@ -9,10 +9,17 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from . import __version__
-from .commands import curve, info, show, solve, verify
+from .commands import bench, curve, info, show, solve, verify
 from .commands.common import BadInput
 
-COMMANDS = {"info": info, "verify": verify, "solve": solve, "curve": curve, "show": show}
+COMMANDS = {
+    "info": info,
+    "verify": verify,
+    "bench": bench,
+    "solve": solve,
+    "curve": curve,
+    "show": show,
+}
 INTERRUPTED = 130
 
 

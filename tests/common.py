@@ -2,10 +2,17 @@
 
 import contextlib
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 
+import pytest
 import torch
 
+from pyttc import _C
+
+# Instruction sets, each above those before it.
+LEVELS = ("generic", "avx2", "avx512", "avx512bf16", "amx")
 # Hypothesis examples an axis: 200 on every push, more in the nightly script.
 EXAMPLES = int(os.environ.get("PYTTC_EXAMPLES", 200))
 
@@ -45,3 +52,13 @@ def threads(n: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def run_below(level: str, file: str, tests: str, examples: int = 25) -> None:
+    """Runs the tests of a file that match an expression on an instruction set below the one in use."""
+    if LEVELS.index(level) >= LEVELS.index(_C.isa()):
+        pytest.skip("not below the instruction set in use, which all other tests run")
+    environment = {**os.environ, "PYTTC_CPU_ISA": level, "PYTTC_EXAMPLES": str(examples)}
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-k", tests, file]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout[-4000:]

@@ -351,6 +351,23 @@ def check_rows_alone(impl: str, device: str) -> None:
     assert torch.equal(found, pyttc.topk_score(rows, 8, impl="native").indices)
 
 
+def check_far_pages(impl: str) -> None:
+    """A second page that begins 2**31 elements behind the first."""
+    memory = torch.empty(2**31 + 64, dtype=torch.float16)  # untouched pages of it take no memory
+    far, near = (
+        memory.as_strided((2, 1, 1, 16), (2**31, 16, 16, 1)),
+        torch.zeros(2, 1, 1, 16).half(),
+    )
+    one = torch.randn(1, 1, 16).half()
+    other = -one[None]
+    for pages in ((far, near), (near, far)):
+        pyttc.store_kv(one, one.clone(), *pages, torch.tensor([1]), impl=impl)
+        assert same(near[1:], one[None]) and same(far[1:], one[None])
+        near[:1], far[:1] = other, other
+        pyttc.copy_pages(*pages, torch.tensor([0]), torch.tensor([1]), impl=impl)
+        assert same(near[1:], other) and same(far[1:], other)
+
+
 def calls(name: str) -> list[Call]:
     own = globals().get(f"{name}_calls")
     return own() if own else declared_calls(name)

@@ -35,21 +35,21 @@ extern "C" void attend(const pyttc::bf16* q, const pyttc::bf16* k, const pyttc::
     for (int d = 0; d < padded; ++d) o[r * padded + d] = 0;
   }
   for (int tile = 0; tile * kTile < tokens; ++tile) {
-    const int end = tokens - tile * kTile < kTile ? tokens - tile * kTile : kTile;
-    int begin = kTile;
-    const void *k_rows[kTile], *v_rows[kTile];
+    TileRows at;
+    at.end = tokens - tile * kTile < kTile ? tokens - tile * kTile : kTile;
+    at.begin = kTile;
     for (int r = 0; r < rows; ++r) {
       first[r] = low ? low[r] - tile * kTile : 0;
       first[r] = first[r] < 0 ? 0 : first[r] > kTile ? kTile : first[r];
-      begin = first[r] < begin ? first[r] : begin;
+      at.begin = first[r] < at.begin ? first[r] : at.begin;
     }
-    for (int t = 0; t < end; ++t) {
-      k_rows[t] = k + int64_t{tile * kTile + t} * dim;
-      v_rows[t] = v + int64_t{tile * kTile + t} * dim;
+    for (int t = 0; t < at.end; ++t) {
+      at.k[t] = k + int64_t{tile * kTile + t} * dim;
+      at.v[t] = v + int64_t{tile * kTile + t} * dim;
     }
-    if (begin >= end) continue;
-    attention_amx.pack(k_rows, v_rows, begin, end, dim, padded, kt, vp);
-    attention_amx.rows({rows, dim, padded, query, kt, vp, m, l, o, begin, end,
+    if (at.begin >= at.end) continue;
+    attention_amx.pack(at, TileRows(), dim, padded, kt, vp);
+    attention_amx.rows({rows, dim, padded, query, kt, vp, m, l, o, at.begin, at.end,
                         low ? first : nullptr, scale, 0.f});
   }
   for (int r = 0; r < rows; ++r) {

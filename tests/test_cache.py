@@ -12,6 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from pyttc.engine.cache import ROOT, OutOfPages, PathCache, pages_for
 from tests.common import EXAMPLES
+from tests.pages import check_pages
 
 
 class Checked:
@@ -25,13 +26,14 @@ class Checked:
         self.prompts: dict[int, int] = {}
         self.stamp = 0.0
 
-    def new(self, tokens: list[int]) -> None:
+    def new(self, tokens: list[int], salt: bytes | None = b"") -> None:
         ids = np.array(tokens, np.int32)
-        leaf, matched = self.cache.new(ids)
+        leaf, matched = self.cache.new(ids, salt)
         assert matched < len(tokens) and matched % self.cache.page_size == 0
         values = self.read(leaf)
-        # a prompt's values are its tokens and where they stand, so that a wrong match shows
-        wanted = [float(t) + i / 1000 for i, t in enumerate(tokens)]
+        # a prompt's values are its salt, its tokens and where they stand, so that a wrong match shows
+        base = 0 if salt is None else 10 * len(salt)
+        wanted = [base + t + i / 1000 for i, t in enumerate(tokens)]
         assert values == wanted[:matched]
         self.paths.append((leaf, values))
         try:
@@ -39,7 +41,7 @@ class Checked:
         except OutOfPages:
             self.cache.release(np.array([self.paths.pop()[0]]))
             raise
-        self.cache.remember(self.paths[-1][0], ids[matched:])
+        self.cache.remember(self.paths[-1][0], ids[matched:], salt)
 
     def fork(self, which: int, times: int) -> None:
         leaf, values = self.paths[which]
@@ -120,23 +122,7 @@ class Checked:
             assert int(self.cache.lengths(np.array([leaf]))[0]) == len(values)
 
     def check_structure(self) -> None:
-        cache, live = self.cache, self.live()
-        assert cache.nodes == len(live) + 1
-        refs = {node: 0 for node in live} | {ROOT: 1}
-        for leaf, _ in self.paths:
-            refs[leaf] += 1
-        pages: list[int] = []
-        for node in live:
-            parent = int(cache.parent[node])
-            refs[parent] += 1
-            pages += self.node_pages(node)
-            assert cache.start[node] == cache.start[parent] + cache.length[parent]
-            assert cache.start[node] % cache.page_size == 0
-        assert all(int(cache.refs[node]) == count for node, count in refs.items())
-        assert len(set(pages)) == len(pages) == cache.pages - cache.free_pages
-        free = cache._free_pages[: cache.free_pages].tolist()
-        assert len(set(free)) == len(free) and not set(free) & set(pages)
-        assert set(cache._tokens) <= live
+        check_pages(self.cache, np.array([leaf for leaf, _ in self.paths], np.int64))
 
 
 class CacheMachine(RuleBasedStateMachine):
@@ -144,10 +130,13 @@ class CacheMachine(RuleBasedStateMachine):
     def start(self, pages: int, page_size: int) -> None:
         self.checked = Checked(pages, page_size)
 
-    @rule(tokens=st.lists(st.integers(0, 1), min_size=1, max_size=24))
-    def new(self, tokens: list[int]) -> None:
+    @rule(
+        tokens=st.lists(st.integers(0, 1), min_size=1, max_size=24),
+        salt=st.sampled_from([b"", b"a", b"ab", None]),
+    )
+    def new(self, tokens: list[int], salt: bytes | None) -> None:
         try:
-            self.checked.new(tokens)
+            self.checked.new(tokens, salt)
         except OutOfPages:
             pass
 
@@ -282,6 +271,27 @@ def test_prompts_share_whole_pages_by_token_ids():
         cache.release(np.array([other]))
     cache.release(np.array([leaf]))
     assert cache.new(a)[1] == 0
+
+
+def test_prompts_of_other_salts_share_nothing():
+    cache = PathCache(100, 4)
+    tokens = np.arange(19, dtype=np.int32)
+    leaves = {}
+    for salt in (b"a", b"b", b"", None):
+        leaf, matched = cache.new(tokens, salt)
+        assert matched == 0
+        leaves[salt] = cache.write(np.array([leaf]), np.array([19])).leaves
+        cache.remember(leaf, tokens, salt)
+    cut = np.concatenate([tokens[:9], tokens[:3]])  # splits the nodes it matches
+    for salt in (b"a", b"b", b""):
+        for prompt, shared in ((tokens, 16), (cut, 8), (tokens, 16)):
+            other, matched = cache.new(prompt, salt)
+            assert matched == shared
+            cache.release(np.array([other]))
+    for salt in (None, b"c", b"a" + tokens[:1].tobytes()):
+        assert cache.new(tokens, salt)[1] == 0
+    cache.release(leaves[b"a"])
+    assert cache.new(tokens, b"a")[1] == 0 and cache.new(tokens, b"b")[1] == 16
 
 
 def test_out_of_pages_says_what_is_needed():

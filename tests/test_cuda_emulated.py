@@ -31,6 +31,9 @@ for name in kernels.kernel_ops("cuda"):
     print(name, len(kernels.calls(name)))
 if os.environ.get("PYTTC_EMULATE_REVERSE") == "0":
     kernels.check_rows_alone("cuda", "cpu")
+    kernels.check_tokens("cuda", "cpu", 600)
+    kernels.check_many_draws("cuda", "cpu")
+    kernels.check_far_pages("cuda")
 """
 
 
@@ -47,8 +50,8 @@ def run(library: Path, **environment: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def library(tmp_path_factory):
-    return emulation.build(tmp_path_factory.mktemp("emulated"))
+def library():
+    return emulation.build(emulation.ROOT / "build/emulated")
 
 
 @pytest.mark.parametrize("reverse", ["0", "1"])
@@ -57,7 +60,8 @@ def test_against_the_reference(library, reverse):
 
 
 def test_addresses(tmp_path):
-    library = emulation.build(tmp_path, "_cuda_sanitized", ("-fsanitize=address", "-g"))
+    flags = ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-g")
+    library = emulation.build(tmp_path, "_cuda_sanitized", flags)
     find = ["g++", "-print-file-name=libasan.so"]
     preload = subprocess.run(find, capture_output=True, text=True, check=True).stdout.strip()
     run(library, LD_PRELOAD=preload, ASAN_OPTIONS="detect_leaks=0:detect_stack_use_after_return=0")

@@ -9,7 +9,7 @@ import pytest
 import torch
 import transformers
 
-from benchmarks import llama as llama_model
+from benchmarks import models
 from pyttc import sample
 from pyttc.engine import Engine, OutOfPages, Unsupported, attention
 from pyttc.engine import engine as engine_module
@@ -60,7 +60,7 @@ def test_every_architecture_is_served_in_half_precision(
     paths = engine.prefill(given).decode(max_new_tokens=6, temperature=0.7, until=[])
     assert not paths.logprobs[:, 0].isnan().any()
     whole = [[*prompt, *row] for prompt, row in zip(given, written(paths), strict=True)]
-    assert torch.equal(engine.prefill(whole, share=False).hidden(), paths.hidden())
+    assert torch.equal(engine.prefill(whole, salt=None).hidden(), paths.hidden())
 
 
 def test_a_checkpoint_changes_its_dtype_when_asked(tmp_path: Any) -> None:
@@ -151,8 +151,8 @@ def test_a_path_is_the_same_whatever_n_neighbours_order_and_sharing(llama: Engin
     a, b = prompts(2, 60, seed=4)
     many = run(llama.prefill(a).fork(256, seed=1))
     assert run(llama.prefill(a).fork(64, seed=1)) == many[:64]
-    assert run(llama.prefill(a, share=False).fork(1, seed=1, start=17)) == many[17:18]
-    both = run(llama.prefill([b, a], share=False).fork(8, seed=1))
+    assert run(llama.prefill(a, salt=None).fork(1, seed=1, start=17)) == many[17:18]
+    both = run(llama.prefill([b, a], salt=None).fork(8, seed=1))
     assert both[8:] == many[:8] and both[:8] == run(llama.prefill(b).fork(8, seed=1))
     shuffled = llama.prefill(a).fork(16, seed=1).select(list(range(15, -1, -1)))
     assert run(shuffled) == many[:16][::-1]
@@ -164,7 +164,7 @@ def test_sharing_and_chunks_do_not_change_bits(
     llama: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     long = prompts(1, 2, seed=5)[0] * 90
-    expected = llama.prefill(long, share=False).hidden()
+    expected = llama.prefill(long, salt=None).hidden()
     held = llama.prefill(long[:70])
     free = llama.free_pages
     shared = llama.prefill(long)
@@ -172,9 +172,60 @@ def test_sharing_and_chunks_do_not_change_bits(
     assert torch.equal(shared.hidden(), expected)
     for chunk in (1, 7, 64):
         monkeypatch.setattr(engine_module, "CHUNK", chunk)
-        assert torch.equal(llama.prefill(long, share=False).hidden(), expected)
+        assert torch.equal(llama.prefill(long, salt=None).hidden(), expected)
     # forced, a token has the bits it has in a prompt
     assert torch.equal(held.append(long[70:80]).append(long[80:]).hidden(), expected)
+
+
+def test_prefixes_are_shared_between_callers_of_one_salt_only(llama: Engine) -> None:
+    # one page that both share would show in the count; a read across tenants, as NaN
+    long = prompts(1, 2, seed=7)[0] * 70
+    full, whole = len(long) // 16, -(-len(long) // 16)
+
+    def run(salt: Any, held: int) -> list[list[int]]:
+        free = llama.free_pages
+        paths = llama.prefill(long, seed=1, salt=salt)
+        assert free - llama.free_pages == whole - held
+        assert paths.cost.ran.prefilled == len(long) - 16 * held
+        assert paths.cost.unshared.prefilled == len(long)
+        kept.append(paths)
+        forks = paths.fork(6)
+        kept.append(forks)
+        return written(forks.decode(max_new_tokens=12))
+
+    kept: list[Any] = []
+    expected = run("", 0)
+    for salt, held in [
+        ("a", 0),
+        ("", full),
+        (b"a", full),
+        ("b", 0),
+        (None, 0),
+        (None, 0),
+        ("b", full),
+    ]:
+        assert run(salt, held) == expected
+    # what tenants without the first one's salt hold does not depend on the first one
+    kept[0].select([])
+    kept[1].select([])
+    pages = {int(p) for leaf in kept[2].leaves for p in pages_of(llama, int(leaf))}
+    outside = [p for p in range(llama.pool.pages) if p not in pages]
+    llama.pool.k[:, outside] = llama.pool.v[:, outside] = torch.nan
+    whole_prompt = llama.prefill(long, seed=1, salt="a")
+    assert written(whole_prompt.fork(6).decode(max_new_tokens=12)) == expected
+    for refused in (3, ["a"], 1.5):
+        with pytest.raises(TypeError, match=r"^salt: got"):
+            llama.prefill(long, salt=refused)
+
+
+def pages_of(engine: Engine, leaf: int) -> list[int]:
+    """The pages of a path."""
+    cache, pages = engine.cache, []
+    while leaf:
+        held = -(-int(cache.length[leaf]) // cache.page_size)
+        pages += cache.table[leaf, :held].tolist()
+        leaf = int(cache.parent[leaf])
+    return pages
 
 
 def test_out_of_pages_leaves_paths_as_they_were(tmp_path: Any) -> None:
@@ -305,10 +356,11 @@ def test_memory_is_known_before_a_run(tmp_path: Any) -> None:
 
 @pytest.mark.nightly
 def test_host_takes_less_than_a_tenth_of_a_step() -> None:
-    """125M parameters, 32 paths, one thread, bfloat16: see benchmarks.llama for what is counted."""
+    """125M parameters, 32 paths, one thread, bfloat16: see benchmarks.models for what is counted."""
     with threads(1):
-        host, step = llama_model.host_part(torch.bfloat16, 32, 128)
-    assert host < 0.1 * step, (host, step)
+        paths = models.engine("125M", torch.bfloat16, "256MiB").prefill([3] * 128).fork(32, seed=0)
+        parts = models.step_parts(paths)
+    assert parts["host"] < 0.1 * sum(parts.values()), parts
 
 
 def test_rotary_embeddings_that_feel_the_batch_are_refused(tmp_path: Any) -> None:

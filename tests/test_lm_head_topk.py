@@ -419,15 +419,15 @@ def emulated(tmp_path_factory):
     folder = tmp_path_factory.mktemp("amx")
     source, library = folder / "emulated.cpp", folder / "emulated.so"
     source.write_text(
-        '#include "lm_head_topk_amx.cpp"\n'
+        '#include "product_amx.cpp"\n'
         'extern "C" void emulated(const void* hidden, int64_t hidden_stride, const void* weight,\n'
         "    int64_t weight_stride, int64_t rows, int64_t h, int count, void* packed,\n"
         "    float* out) {\n"
-        "  pyttc::lm_head_bf16_amx.pack(hidden, hidden_stride, rows, h, packed);\n"
-        "  pyttc::lm_head_bf16_amx.logits(weight, weight_stride, count, packed, rows, h, out);\n"
+        "  pyttc::product_bf16_amx.pack(hidden, hidden_stride, rows, h, packed);\n"
+        "  pyttc::product_bf16_amx.block(weight, weight_stride, count, packed, rows, h, out);\n"
         "}\n"
         'extern "C" int64_t packed_bytes(int64_t rows, int64_t h) {\n'
-        "  return pyttc::lm_head_bf16_amx.packed_bytes(rows, h);\n"
+        "  return pyttc::product_bf16_amx.packed_bytes(rows, h);\n"
         "}\n"
     )
     include = [f"-I{KERNELS}", f"-I{KERNELS.parent / 'include'}"]

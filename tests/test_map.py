@@ -14,7 +14,7 @@ from pyttc.dispatch import ops
 
 ROOT = Path(__file__).parent.parent
 FLAT = [path for folder in ("csrc/cpu", "csrc/cuda") for path in (ROOT / folder).glob("*.c*")]
-PER_ISA = sorted(p for p in FLAT if re.search("_(generic|avx2|avx512|amx)$", p.stem))
+PER_ISA = sorted(p for p in FLAT if re.search("_(generic|avx2|avx512|avx512bf16|amx)$", p.stem))
 
 
 @pytest.mark.parametrize("name", sorted(ops))
@@ -134,7 +134,7 @@ def isa_flags():
     for node in ast.parse((ROOT / "setup.py").read_text()).body:
         if isinstance(node, ast.Assign):
             name = ast.unparse(node.targets[0])
-            if name in ("AVX2", "AVX512", "AMX", "ISA_FLAGS"):
+            if name in ("AVX2", "AVX512", "AVX512BF16", "AMX", "ISA_FLAGS"):
                 known[name] = value(node.value)
     return known["ISA_FLAGS"]
 

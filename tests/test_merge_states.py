@@ -99,6 +99,15 @@ def test_empty_is_the_identity_and_nothing_is_empty(dtype):
 
 
 @pytest.mark.parametrize("impl", ["native", "reference"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_halves_round_to_even(dtype, impl):
+    out_a = torch.arange(0x3C00, 0x3C00 + 37, dtype=torch.int16).view(dtype).expand(2, 37)
+    out_b = (out_a.view(torch.int16) + 1).view(dtype)
+    out, _ = merge_states(out_a, torch.zeros(2), out_b, torch.zeros(2), impl=impl)
+    assert same(out, ((out_a.double() + out_b.double()) / 2).to(dtype))
+
+
+@pytest.mark.parametrize("impl", ["native", "reference"])
 def test_nan_or_inf_in_a_row_stays_there(impl):
     args = states((9, 20), seed=3)
     clean = merge_states(*args, impl=impl)

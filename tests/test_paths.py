@@ -194,7 +194,7 @@ def test_append_equals_a_prompt_with_the_same_tokens(no_eos: Engine) -> None:
     paths.append([" next", "", "; and then the steps"])
     hidden = paths.hidden()
     for i, row in enumerate(written(paths)):
-        same = no_eos.prefill([*paths.prompts[0].tolist(), *row], share=False)
+        same = no_eos.prefill([*paths.prompts[0].tolist(), *row], salt=None)
         assert torch.equal(same.hidden()[0], hidden[i])
 
 

@@ -1,9 +1,6 @@
 """prefix_tree_attention: right against float64, and the same bits however paths are shared."""
 
-import os
 import random
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -12,7 +9,7 @@ from hypothesis import strategies as st
 
 import pyttc
 
-from .common import EXAMPLES
+from .common import EXAMPLES, run_below
 from .forests import DIMS, DTYPES, HEADS, Forest, assert_close, same
 
 SEEDS = st.integers(0, 2**32 - 1)
@@ -249,21 +246,10 @@ def test_more_paths_than_fit_in_memory_at_once():
     assert same((out[rows], lse[rows]), forest.pick(rows).run(64))
 
 
-@pytest.mark.parametrize("isa", ["generic", "avx2", "avx512"])
-def test_every_instruction_set(isa):
-    order = ["generic", "avx2", "avx512", "amx"]
-    if order.index(isa) >= order.index(pyttc._C.isa()):
-        pytest.skip("not below the instruction set in use, which all other tests run")
-    run_this_file(
-        "test_matches_float64_with_options or on_sharing or on_cuts or on_batch", isa, examples=25
-    )
-
-
-def run_this_file(tests, isa, examples):
-    env = {**os.environ, "PYTTC_CPU_ISA": isa, "PYTTC_EXAMPLES": str(examples)}
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-k", tests, __file__]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stdout[-4000:]
+@pytest.mark.parametrize("level", ["generic", "avx2", "avx512"])
+def test_every_instruction_set(level):
+    tests = "test_matches_float64_with_options or on_sharing or on_cuts or on_batch"
+    run_below(level, __file__, tests)
 
 
 # The tree itself.

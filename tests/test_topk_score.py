@@ -1,7 +1,3 @@
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,7 +5,7 @@ from hypothesis import strategies as st
 
 import pyttc
 
-from .common import EXAMPLES
+from .common import EXAMPLES, run_below
 from .rows import KINDS, row
 
 HALVES = (torch.bfloat16, torch.float16)
@@ -261,14 +257,6 @@ def test_k_shows_in_nothing_but_how_many_columns_come_back():
         assert same(part, (whole.logprobs[:, :k], whole.indices[:, :k], *whole[2:]))
 
 
-@pytest.mark.parametrize("isa", ["generic", "avx2"])
-def test_other_instruction_sets(isa):
-    """The exactness tests above, in a process that uses another instruction set."""
-    tests = [
-        f"{__file__}::{test_best_columns_are_exact.__name__}",
-        f"{__file__}::test_any_temperature",
-    ]
-    command = [sys.executable, "-m", "pytest", "-q", "-x", *tests]
-    environment = {**os.environ, "PYTTC_CPU_ISA": isa}
-    run = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert run.returncode == 0 or "reaches only" in run.stderr + run.stdout, run.stdout[-2000:]
+@pytest.mark.parametrize("level", ["generic", "avx2"])
+def test_other_instruction_sets(level):
+    run_below(level, __file__, "test_best_columns_are_exact or test_any_temperature")

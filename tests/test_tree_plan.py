@@ -166,11 +166,13 @@ def test_what_does_not_fit_is_refused():
 @pytest.mark.parametrize(
     ("part", "value", "name"),
     [(0, 9, "parents"), (0, 1, "parents"), (1, 7, "page_offsets"), (2, -1, "page_ids")]
-    + [(3, 33, "lengths"), (3, -1, "lengths"), (4, 2, "leaves"), (2, 2**40, "page_ids")],
+    + [(3, 33, "lengths"), (3, -1, "lengths"), (4, 2, "leaves"), (2, 2**40, "page_ids")]
+    + [(part, -(2**31), name) for part, name in ((0, "parents"), (1, "page_offsets"))]
+    + [(part, -(2**31), name) for part, name in ((2, "page_ids"), (3, "lengths"), (4, "leaves"))],
 )
 def test_a_wrong_tree_is_named(part, value, name):
     tree = [[-1, 0], [0, 2, 4], [3, 4, 5, 6], [32, 7], [1, 1]]
-    tree[part][1] = value
+    tree[part][-1] = value
     plan = TreePlan(16, 4, "cpu")
     with pytest.raises(ValueError, match=name):
         plan.fill(tuple(torch.tensor(t) for t in tree))

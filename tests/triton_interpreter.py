@@ -4,7 +4,12 @@ The interpreter keeps bfloat16 as raw uint16: its float32 casts truncate instead
 even, and its dot multiplies the bit patterns. These two are replaced; + - * > max on bfloat16 stay
 wrong, so kernels convert to float32 right after a load (which is what a GPU wants too).
 A scalar comparison of floats broadcast to a block becomes a block of floats: that is put right too.
+
+Programs run one after the other; `programs.backwards` turns their order round, so that a result which
+depends on it shows.
 """
+
+from types import SimpleNamespace
 
 import numpy as np
 import triton.language as tl
@@ -24,7 +29,8 @@ def narrow(values: np.ndarray) -> np.ndarray:
 
 
 original_cast, original_dot = Builder.cast_impl, Builder.create_dot
-original_splat = Builder.create_splat
+original_splat, original_set_grid_idx = Builder.create_splat, Builder.set_grid_idx
+programs = SimpleNamespace(backwards=False)
 
 
 def cast(self, source, to):
@@ -54,4 +60,11 @@ def splat(self, shape, scalar):
     return original_splat(self, shape, scalar)
 
 
+def set_grid_idx(self, *index):
+    if programs.backwards:
+        index = [n - 1 - i for n, i in zip(self.grid_dim, index, strict=True)]
+    original_set_grid_idx(self, *index)
+
+
 Builder.cast_impl, Builder.create_dot, Builder.create_splat = cast, dot, splat
+Builder.set_grid_idx = set_grid_idx

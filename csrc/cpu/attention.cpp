@@ -142,12 +142,18 @@ class Run {
         slot_[path] = slots;
         slots += more;
       }
-      states_.reset(new float[slots * call_.heads * (padded_ + 2)]);
+      states_.reset(new float[elements({slots, call_.heads, padded_ + 2})]);
       make_items(begin, path);
       for (size_t i = 0; i < items_.size();) {
         size_t end = i;
         while (end < items_.size() && items_[end].wave == items_[i].wave) ++end;
-        parallel_for(end - i, call_.threads, [&](int64_t k) { run(items_[i + k]); });
+        // Items begin in order, so the next one of this thread is about as many on as there are
+        // threads.
+        const int64_t ahead = std::max(1, call_.threads);
+        parallel_for(end - i, call_.threads, [&](int64_t k) {
+          const size_t next = i + k + ahead;
+          run(items_[i + k], next < end ? &items_[next] : nullptr);
+        });
         i = end;
       }
       constexpr int64_t kRowsAnItem = 64;
@@ -216,15 +222,24 @@ class Run {
                        [](const Item& a, const Item& b) { return a.wave < b.wave; });
   }
 
-  // The rows of tokens [begin, end), up to kTile of them, ending in `node` or above it.
-  void locate(int64_t node, int64_t begin, int64_t end, int head, const void** k,
-              const void** v) const {
-    const int64_t origin = begin;
+  // The rows of an item's tile that some path of it sees.
+  TileRows locate(const Item& item, int64_t tile) const {
+    const int64_t origin = tile * kTile;
+    TileRows rows;
+    rows.end = static_cast<int>(std::min<int64_t>(kTile, item.token_end - origin));
+    if (call_.window != INT64_MAX) {
+      rows.begin = rows.end;
+      for (int64_t path = item.path; path < item.path_end; ++path)
+        rows.begin = std::min(rows.begin, inside(path, tile));
+    }
+    int64_t node = item.node, end = origin + rows.end;
+    const int64_t begin = origin + rows.begin;
     while (end > begin) {
       const AttentionNode& at = call_.nodes[node];
       const KvLayout& layout = *at.layout;
       const int64_t start = plan_.start[node], from = std::max(begin, start);
-      const char *k_base = at.k + head * layout.k_head, *v_base = at.v + head * layout.v_head;
+      const char* k_base = at.k + item.head * layout.k_head;
+      const char* v_base = at.v + item.head * layout.v_head;
       for (int64_t position = from; position < end;) {
         int64_t i = position - start, stop = end;
         const char *k_row = k_base, *v_row = v_base;
@@ -236,16 +251,23 @@ class Run {
           i %= layout.page_size;
         }
         for (; position < stop; ++position, ++i) {
-          k[position - origin] = k_row + i * layout.k_token;
-          v[position - origin] = v_row + i * layout.v_token;
+          rows.k[position - origin] = k_row + i * layout.k_token;
+          rows.v[position - origin] = v_row + i * layout.v_token;
         }
       }
       end = std::min(end, from);
       node = at.parent;
     }
+    return rows;
   }
 
-  void run(const Item& item) const {
+  // Of a tile the first token inside the window of a path.
+  int inside(int64_t path, int64_t tile) const {
+    return static_cast<int>(std::clamp<int64_t>(low(path) - tile * kTile, 0, kTile));
+  }
+
+  // `after` is the item this thread may run next.
+  void run(const Item& item, const Item* after) const {
     const int64_t most = item_paths_ * group_, chunk = item.tile / kChunkTiles;
     static thread_local std::vector<char> held_floats, held_ints;
     float* q = scratch<float>(held_floats,
@@ -279,24 +301,21 @@ class Run {
     }
     if (!paths) return;
 
+    TileRows rows = locate(item, item.tile);
     for (int64_t tile = item.tile; tile < item.tile_end; ++tile) {
-      const int64_t at = tile * kTile;
-      const int end = static_cast<int>(std::min<int64_t>(kTile, item.token_end - at));
-      int begin = 0;
-      if (call_.window != INT64_MAX) {
-        begin = kTile;
-        for (int64_t i = 0; i < paths; ++i) {
-          const int64_t from = std::clamp<int64_t>(low(path_of[i]) - at, 0, kTile);
-          std::fill_n(first + i * group_, group_, static_cast<int>(from));
-          begin = std::min(begin, static_cast<int>(from));
-        }
-        if (begin >= end) continue;
+      const bool last = tile + 1 == item.tile_end;
+      const TileRows next = !last   ? locate(item, tile + 1)
+                            : after ? locate(*after, after->tile)
+                                    : TileRows();
+      if (rows.begin < rows.end) {
+        for (int64_t i = 0; i < paths && call_.window != INT64_MAX; ++i)
+          std::fill_n(first + i * group_, group_, inside(path_of[i], tile));
+        kernels_.pack(rows, next, call_.dim, padded_, k_packed, v_packed);
+        kernels_.rows({paths * group_, call_.dim, padded_, q, k_packed, v_packed, m, l, o,
+                       rows.begin, rows.end, call_.window == INT64_MAX ? nullptr : first,
+                       call_.scale, call_.softcap});
       }
-      const void *k[kTile], *v[kTile];
-      locate(item.node, at + begin, at + end, item.head, k + begin, v + begin);
-      kernels_.pack(k, v, begin, end, call_.dim, padded_, k_packed, v_packed);
-      kernels_.rows({paths * group_, call_.dim, padded_, q, k_packed, v_packed, m, l, o, begin, end,
-                     call_.window == INT64_MAX ? nullptr : first, call_.scale, call_.softcap});
+      rows = next;
     }
 
     for (int64_t i = 0; i < paths; ++i) {
@@ -341,15 +360,17 @@ class Run {
   std::vector<Item> items_;
 };
 
+const AttentionKernels& kernels_of(DType dtype) {
+  if (dtype == DType::bf16 && isa() >= Isa::avx512bf16)
+    return isa() == Isa::amx ? attention_amx : attention_avx512bf16;
+  const AttentionTable& table = pick(attention_generic, attention_avx2, attention_avx512);
+  return dtype == DType::f32 ? table.f32 : dtype == DType::bf16 ? table.bf16 : table.f16;
+}
+
 }  // namespace
 
 void attention(const Attention& call) {
-  const AttentionTable& table = pick(attention_generic, attention_avx2, attention_avx512);
-  const AttentionKernels& kernels = call.dtype == DType::f32   ? table.f32
-                                    : call.dtype == DType::f16 ? table.f16
-                                    : isa() == Isa::amx        ? attention_amx
-                                                               : table.bf16;
-  Run(call, kernels)();
+  if (call.heads > 0) Run(call, kernels_of(call.dtype))();
 }
 
 }  // namespace pyttc

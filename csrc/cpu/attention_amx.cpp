@@ -1,6 +1,6 @@
 #define PYTTC_ISA_AMX
 #include "amx.h"
-#include "attention_softmax.h"
+#include "attention_pairs.h"
 
 // bfloat16 on tiles, so fast that the exponentials are what bounds it. Queries are the left operand
 // as they are, 16 rows a tile; keys are turned to pairs of dims [dim / 2][kTile][2], values to
@@ -10,36 +10,16 @@
 namespace pyttc {
 namespace {
 
-constexpr int kPair = 32;  // elements along the summed dimension of one product
-
-inline __m512i row_of(const void* row, int64_t d, int64_t dim) {  // 32 elements, zeros past dim
-  const __mmask32 mask = dim - d >= kPair ? ~__mmask32{0} : (__mmask32{1} << (dim - d)) - 1;
-  return _mm512_maskz_loadu_epi16(mask, static_cast<const bf16*>(row) + d);
-}
-
-void query(const void* q, int64_t dim, float* row) {
-  for (int64_t d = 0; d < dim; d += kPair)
-    _mm512_storeu_si512(reinterpret_cast<bf16*>(row) + d, row_of(q, d, dim));
-}
-
-void pack(const void* const* k, const void* const* v, int begin, int end, int64_t dim,
-          int64_t padded, void* k_packed, void* v_packed) {
-  float* kt = static_cast<float*>(k_packed);  // a pair of elements is moved as one float
-  for (int t = begin / W * W; t < end; t += W)
-    for (int64_t d = 0; d < dim; d += kPair) {
-      vf x[W];
-      for (int i = 0; i < W; ++i)
-        x[i] = t + i >= begin && t + i < end ? vf{_mm512_castsi512_ps(row_of(k[t + i], d, dim))}
-                                             : zero();
-      transpose(x);
-      for (int i = 0; i < W; ++i) store(kt + (d / 2 + i) * kTile + t, x[i]);
-    }
-  for (int t = begin / kPair * kPair; t < end || t % kPair; t += 2)
+void pack(const TileRows& tile, const TileRows& next, int64_t dim, int64_t padded, void* k_packed,
+          void* v_packed) {
+  pack_keys(tile, next, dim, static_cast<float*>(k_packed));
+  for (int t = tile.begin / kPair * kPair; t < tile.end || t % kPair; t += 2)
     for (int64_t d = 0; d < dim; d += kPair) {
       const auto token = [&](int i) {
-        return i >= begin && i < end ? row_of(v[i], d, dim) : _mm512_setzero_si512();
+        return i >= tile.begin && i < tile.end ? row_of(tile.v[i], d, dim) : _mm512_setzero_si512();
       };
       const __m512i a = token(t), b = token(t + 1);
+      ask<bf16>(next.v[t], d), ask<bf16>(next.v[t + 1], d);
       uint32_t* to = static_cast<uint32_t*>(v_packed) + t / 2 * padded + d;
       for (int half = 0; half < 2 && d + half * W < padded; ++half) {
         const __m256i x = half ? _mm512_extracti64x4_epi64(a, 1) : _mm512_castsi512_si256(a);
@@ -155,6 +135,6 @@ void rows(const AttentionRows& a) {
 
 }  // namespace
 
-extern const AttentionKernels attention_amx = {query, pack, rows, finish<bf16>};
+extern const AttentionKernels attention_amx = {query_pairs, pack, rows, finish<bf16>};
 
 }  // namespace pyttc

@@ -6,6 +6,9 @@
 // cache.
 #pragma once
 #include "attention_softmax.h"
+#if defined(__AVX512BF16__)
+#include "attention_pairs.h"
+#endif
 
 namespace pyttc {
 namespace {
@@ -23,23 +26,22 @@ void query(const void* q_, int64_t dim, float* row) {
     store(row + d, d + W <= dim ? load(q + d) : load_n(q + d, static_cast<int>(dim - d)));
 }
 
+// K^T [dim][kTile]
 template <class T>
-void pack(const void* const* k, const void* const* v, int begin, int end, int64_t dim,
-          int64_t padded, void* k_packed, void* v_packed) {
-  float *kt = static_cast<float*>(k_packed), *vp = static_cast<float*>(v_packed);
-  const vf small = set1(kSmall);
+void pack_keys(const TileRows& tile, const TileRows& next, int64_t dim, float* kt) {
   const int64_t whole = dim / W * W;
-  for (int t = begin / W * W; t < end; t += W) {
+  for (int t = tile.begin / W * W; t < tile.end; t += W) {
     // Rows that are not there repeat one that is; their scores are never looked at.
     const T* row[W];
     for (int i = 0; i < W; ++i) {
-      const int at = t + i < begin ? begin : t + i < end ? t + i : end - 1;
-      row[i] = static_cast<const T*>(k[at]);
+      const int at = t + i < tile.begin ? tile.begin : t + i < tile.end ? t + i : tile.end - 1;
+      row[i] = static_cast<const T*>(tile.k[at]);
     }
     vf x[W];
     int64_t d = 0;
     for (; d < whole; d += W) {
       for (int i = 0; i < W; ++i) x[i] = load(row[i] + d);
+      for (int i = 0; i < W; ++i) ask<T>(next.k[t + i], d);
       transpose(x);
       for (int i = 0; i < W; ++i) store(kt + (d + i) * kTile + t, x[i]);
     }
@@ -49,16 +51,57 @@ void pack(const void* const* k, const void* const* v, int begin, int end, int64_
     transpose(x);
     for (int i = 0; i < rest; ++i) store(kt + (d + i) * kTile + t, x[i]);
   }
-  for (int t = begin; t < end; ++t) {
-    const T* row = static_cast<const T*>(v[t]);
+}
+
+// V [kTile][padded]
+template <class T>
+void pack_values(const TileRows& tile, const TileRows& next, int64_t dim, int64_t padded,
+                 float* vp) {
+  const vf small = set1(kSmall);
+  const int64_t whole = dim / W * W;
+  for (int t = tile.begin; t < tile.end; ++t) {
+    const T* row = static_cast<const T*>(tile.v[t]);
     float* to = vp + t * padded;
-    for (int64_t d = 0; d < whole; d += W) store(to + d, small * load(row + d));
+    for (int64_t d = 0; d < whole; d += W) {
+      store(to + d, small * load(row + d));
+      ask<T>(next.v[t], d);
+    }
     if (whole < dim) store(to + whole, small * load_n(row + whole, static_cast<int>(dim - whole)));
   }
 }
 
+// How queries meet keys: in float32, an element at a time.
+template <class T>
+struct Elements {
+  static int64_t steps(int64_t dim) { return dim; }
+  static vf multiply_add(vf q, vf k, vf sum) { return fma(q, k, sum); }
+  static constexpr auto query = pyttc::query<T>;
+  static void pack(const TileRows& tile, const TileRows& next, int64_t dim, int64_t padded,
+                   void* k_packed, void* v_packed) {
+    pack_keys<T>(tile, next, dim, static_cast<float*>(k_packed));
+    pack_values<T>(tile, next, dim, padded, static_cast<float*>(v_packed));
+  }
+};
+
+#if defined(__AVX512BF16__)
+// In pairs of bfloat16, twice as many a cycle. Weights and values stay float32: a weight as one
+// bfloat16 would cost more accuracy than torch's result has to lose.
+struct Pairs {
+  static int64_t steps(int64_t dim) { return dim / 2; }
+  static vf multiply_add(vf q, vf k, vf sum) {
+    return {_mm512_dpbf16_ps(sum.v, (__m512bh)q.v, (__m512bh)k.v)};
+  }
+  static constexpr auto query = query_pairs;
+  static void pack(const TileRows& tile, const TileRows& next, int64_t dim, int64_t padded,
+                   void* k_packed, void* v_packed) {
+    pack_keys(tile, next, dim, static_cast<float*>(k_packed));
+    pack_values<bf16>(tile, next, dim, padded, static_cast<float*>(v_packed));
+  }
+};
+#endif
+
 // acc[r][v] += a[r][k] * b[k][v] for k in [k0, k1), in order.
-template <int R, int V>
+template <class M, int R, int V>
 inline void multiply(const float* a, int64_t lda, const float* b, int64_t ldb, int64_t k0,
                      int64_t k1, vf (&acc)[R][V]) {
   for (int64_t k = k0; k < k1; ++k) {
@@ -66,19 +109,20 @@ inline void multiply(const float* a, int64_t lda, const float* b, int64_t ldb, i
     for (int v = 0; v < V; ++v) x[v] = load(b + k * ldb + v * W);
     for (int r = 0; r < R; ++r) {
       const vf y = set1(a[r * lda + k]);
-      for (int v = 0; v < V; ++v) acc[r][v] = fma(y, x[v], acc[r][v]);
+      for (int v = 0; v < V; ++v) acc[r][v] = M::multiply_add(y, x[v], acc[r][v]);
     }
   }
 }
 
 // A block of R rows against one tile, before and after the softmax.
-template <int R, int V>
+template <class M, int R, int V>
 void scores(const float* q, int64_t padded, const float* kt, int64_t dim, float* s) {
-  for (int64_t d = 0; d < dim; d += kRun) {
+  const int64_t steps = M::steps(dim);
+  for (int64_t d = 0; d < steps; d += kRun) {
     vf acc[R][V];
     for (int r = 0; r < R; ++r)
       for (int v = 0; v < V; ++v) acc[r][v] = zero();
-    multiply(q, padded, kt, kTile, d, d + kRun < dim ? d + kRun : dim, acc);
+    multiply<M>(q, padded, kt, kTile, d, d + kRun < steps ? d + kRun : steps, acc);
     for (int r = 0; r < R; ++r)
       for (int v = 0; v < V; ++v) {
         float* at = s + r * kTile + v * W;
@@ -87,13 +131,13 @@ void scores(const float* q, int64_t padded, const float* kt, int64_t dim, float*
   }
 }
 
-template <int R, int V>
+template <class M, int R, int V>
 void values(const float* p, const float* vp, int64_t padded, int begin, int end, const float* alpha,
             float* o) {
   vf acc[R][V];
   for (int r = 0; r < R; ++r)
     for (int v = 0; v < V; ++v) acc[r][v] = zero();
-  multiply(p, kTile, vp, padded, begin, end, acc);
+  multiply<M>(p, kTile, vp, padded, begin, end, acc);
   for (int r = 0; r < R; ++r)
     for (int v = 0; v < V; ++v) {
       float* at = o + r * padded + v * W;
@@ -104,16 +148,17 @@ void values(const float* p, const float* vp, int64_t padded, int begin, int end,
 using Scores = void (*)(const float*, int64_t, const float*, int64_t, float*);
 using Values = void (*)(const float*, const float*, int64_t, int, int, const float*, float*);
 
-#define PYTTC_ROWS(f, v) {f<1, v>, f<2, v>, f<3, v>, f<4, v>, f<5, v>, f<6, v>}
+#define PYTTC_ROWS(f, M, v) {f<M, 1, v>, f<M, 2, v>, f<M, 3, v>, f<M, 4, v>, f<M, 5, v>, f<M, 6, v>}
 #if defined(__AVX512F__)
-constexpr Scores kScores[kVectors][kRows] = {PYTTC_ROWS(scores, 1), PYTTC_ROWS(scores, 2),
-                                             PYTTC_ROWS(scores, 3), PYTTC_ROWS(scores, 4)};
-constexpr Values kValues[kVectors][kRows] = {PYTTC_ROWS(values, 1), PYTTC_ROWS(values, 2),
-                                             PYTTC_ROWS(values, 3), PYTTC_ROWS(values, 4)};
+#define PYTTC_BLOCKS(f, M) \
+  {PYTTC_ROWS(f, M, 1), PYTTC_ROWS(f, M, 2), PYTTC_ROWS(f, M, 3), PYTTC_ROWS(f, M, 4)}
 #else
-constexpr Scores kScores[kVectors][kRows] = {PYTTC_ROWS(scores, 1), PYTTC_ROWS(scores, 2)};
-constexpr Values kValues[kVectors][kRows] = {PYTTC_ROWS(values, 1), PYTTC_ROWS(values, 2)};
+#define PYTTC_BLOCKS(f, M) {PYTTC_ROWS(f, M, 1), PYTTC_ROWS(f, M, 2)}
 #endif
+template <class M>
+constexpr Scores kScores[kVectors][kRows] = PYTTC_BLOCKS(scores, M);
+constexpr Values kValues[kVectors][kRows] = PYTTC_BLOCKS(values, Elements<float>);
+#undef PYTTC_BLOCKS
 #undef PYTTC_ROWS
 
 // Calls f(first row, rows) over n rows in blocks of at most kRows, as even as can be.
@@ -127,6 +172,7 @@ inline void in_blocks(int n, F f) {
   }
 }
 
+template <class M>
 void rows(const AttentionRows& a) {
   alignas(64) float s[kBlock * kTile];
   float alpha[kBlock + W];
@@ -139,8 +185,8 @@ void rows(const AttentionRows& a) {
     in_blocks(n, [&](int r, int count) {
       for (int v = 0; v < vectors; v += kVectors) {
         const int width = vectors - v < kVectors ? vectors - v : kVectors;
-        kScores[width - 1][count - 1](q + r * a.padded, a.padded, kt + v * W, a.dim,
-                                      s + r * kTile + v * W);
+        kScores<M>[width - 1][count - 1](q + r* a.padded, a.padded, kt + v* W, a.dim,
+                                         s + r* kTile + v* W);
       }
     });
     for (int r = 0; r < n; r += W)
@@ -168,11 +214,16 @@ void rows(const AttentionRows& a) {
   }
 }
 
-template <class T>
-constexpr AttentionKernels kernels = {query<T>, pack<T>, rows, finish<T>};
+template <class T, class M>
+constexpr AttentionKernels kernels = {M::query, M::pack, rows<M>, finish<T>};
 
 }  // namespace
 
-extern const AttentionTable PYTTC_ISA(attention) = {kernels<float>, kernels<bf16>, kernels<f16>};
+#if defined(__AVX512BF16__)
+extern const AttentionKernels attention_avx512bf16 = kernels<bf16, Pairs>;
+#else
+extern const AttentionTable PYTTC_ISA(attention) = {
+    kernels<float, Elements<float> >, kernels<bf16, Elements<bf16> >, kernels<f16, Elements<f16> >};
+#endif
 
 }  // namespace pyttc

@@ -7,6 +7,12 @@ namespace pyttc {
 constexpr int kTile = 64;        // tokens
 constexpr int kChunkTiles = 16;  // tiles
 
+// Where the keys and values of one tile's tokens [begin, end) lie; null outside.
+struct TileRows {
+  int begin = 0, end = 0;
+  const void *k[kTile] = {}, *v[kTile] = {};
+};
+
 // What a kernel does with one tile of one KV head, all query rows below it.
 struct AttentionRows {
   int64_t rows, dim, padded;  // padded: floats from a row of q or o to the next, a multiple of 16
@@ -21,9 +27,10 @@ struct AttentionRows {
 struct AttentionKernels {
   // One query row as float32, padded with zeros.
   void (*query)(const void* q, int64_t dim, float* row);
-  // Tokens [begin, end) of a tile from their rows, for `rows`.
-  void (*pack)(const void* const* k, const void* const* v, int begin, int end, int64_t dim,
-               int64_t padded, void* k_packed, void* v_packed);
+  // A tile's tokens from their rows, for `rows`. Those of the tile after are asked for meanwhile:
+  // rows are too short, and too far from one another, for the processor to foresee them.
+  void (*pack)(const TileRows& tile, const TileRows& next, int64_t dim, int64_t padded,
+               void* k_packed, void* v_packed);
   void (*rows)(const AttentionRows& a);
   // out = sum over chunks of weight[i] * o[i], divided by `sum`.
   void (*finish)(const float* const* o, const float* weight, int64_t chunks, float sum, int64_t dim,
@@ -35,6 +42,6 @@ struct AttentionTable {
 };
 
 extern const AttentionTable attention_generic, attention_avx2, attention_avx512;
-extern const AttentionKernels attention_amx;  // bfloat16 only
+extern const AttentionKernels attention_avx512bf16, attention_amx;  // bfloat16 only
 
 }  // namespace pyttc

@@ -129,8 +129,8 @@ void copy_pages(const Tensor& k_pages, const Tensor& v_pages, const Tensor& src_
 
   const Pool pools[2] = {{k_pages, k_pool.width, n}, {v_pages, v_pool.width, n}};
   const int64_t bytes = pools[0].page_bytes(), count = staged.size();
-  const std::unique_ptr<char[]> buffer(count ? new char[2 * pools[0].layers * count * bytes]
-                                             : nullptr);
+  const std::unique_ptr<char[]> buffer(
+      count ? new char[elements({2, pools[0].layers, count, bytes})] : nullptr);
   const auto saved = [&](int64_t plane, int64_t i) {
     return buffer.get() + (plane * count + i) * bytes;
   };

@@ -16,7 +16,7 @@
 namespace pyttc {
 
 const char* isa_name(Isa isa) {
-  static const char* names[] = {"generic", "avx2", "avx512", "amx"};
+  static const char* names[] = {"generic", "avx2", "avx512", "avx512bf16", "amx"};
   return names[static_cast<int>(isa)];
 }
 
@@ -56,8 +56,8 @@ Isa detect() {
 #if defined(PYTTC_EMULATE_AMX)  // amx.h brings its own tiles
   return avx512_bf16 ? Isa::amx : Isa::avx512;
 #endif
-  if (!amx || !avx512_bf16 || (xcr0() & 0x60000) != 0x60000 || !tiles_permitted())
-    return Isa::avx512;
+  if (!avx512_bf16) return Isa::avx512;
+  if (!amx || (xcr0() & 0x60000) != 0x60000 || !tiles_permitted()) return Isa::avx512bf16;
   return Isa::amx;
 }
 
@@ -78,7 +78,7 @@ Isa isa() {
     const Isa best = isa_of_machine();
     const char* want = std::getenv("PYTTC_CPU_ISA");
     if (!want || !*want) return best;
-    for (Isa level : {Isa::generic, Isa::avx2, Isa::avx512, Isa::amx})
+    for (Isa level : {Isa::generic, Isa::avx2, Isa::avx512, Isa::avx512bf16, Isa::amx})
       if (!std::strcmp(want, isa_name(level))) {
         if (level > best)
           throw std::runtime_error(std::string("PYTTC_CPU_ISA=") + want +
@@ -86,7 +86,7 @@ Isa isa() {
         return level;
       }
     throw std::runtime_error(std::string("PYTTC_CPU_ISA: got ") + want +
-                             ", expected generic, avx2, avx512 or amx");
+                             ", expected generic, avx2, avx512, avx512bf16 or amx");
   }();
   return chosen;
 }

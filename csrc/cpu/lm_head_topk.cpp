@@ -1,82 +1,18 @@
 // Logits exist only as blocks of 256 columns of at most 64 rows: computed, scanned as topk_score
 // and sample scan them, and overwritten by the next. Work is cut by rows and by ranges of columns,
 // which never shows in a result: neither a logit nor a block's sums depend on anything outside.
-#include "lm_head_topk.h"
-
 #include <algorithm>
-#include <memory>
 
-#include "isa.h"
 #include "ops.h"
+#include "row_product.h"
 #include "sampling.h"
 
 namespace pyttc {
 namespace {
 
-static_assert(kHeadBlock == kBlock);
-
-constexpr int64_t kRowsAtOnce = 64;  // whose logits of a block fit the second-level cache
-constexpr int64_t kGranule = 16;     // rows the kernels pack together
+static_assert(kProductBlock == kBlock);
 
 int64_t divide_up(int64_t n, int64_t by) { return (n + by - 1) / by; }
-
-struct alignas(64) CacheLine {
-  char bytes[64];
-};
-using CacheLines = std::unique_ptr<CacheLine[]>;
-
-// hidden [B, H] times weight [V, H] transposed, by blocks of columns.
-class Product {
- public:
-  Product(const Tensor& hidden, const Tensor& weight)
-      : kernel_(kernel(hidden.dtype())),
-        hidden_(hidden),
-        weight_(weight),
-        packed_(pack(hidden.data<void>(), hidden.stride(0), rows())) {}
-
-  int64_t rows() const { return hidden_.size(0); }
-  int64_t columns() const { return weight_.size(0); }
-  int64_t blocks() const { return blocks_of(columns()); }
-
-  // out[r * kBlock + c] of rows first + r, first a multiple of kGranule, and columns c of the
-  // block.
-  void logits(int64_t block, int64_t first, int64_t n, float* out) const {
-    const char* packed = reinterpret_cast<const char*>(packed_.get());
-    logits(block, packed + kernel_.packed_bytes(first, hidden_.size(1)), n, out);
-  }
-  void logits(int64_t block, const void* packed, int64_t n, float* out) const {
-    const int count = static_cast<int>(std::min<int64_t>(kBlock, columns() - block * kBlock));
-    kernel_.logits(weight_.data<char>() + block * kBlock * weight_.stride(0) * width(),
-                   weight_.stride(0), count, packed, n, hidden_.size(1), out);
-  }
-  // The rows `which`, in the layout `logits` reads.
-  CacheLines pack(const int64_t* which, int64_t n) const {
-    const int64_t bytes = hidden_.size(1) * width();
-    std::vector<char> rows(n * bytes);
-    for (int64_t r = 0; r < n; ++r)
-      std::copy_n(hidden_.data<char>() + which[r] * hidden_.stride(0) * width(), bytes,
-                  rows.data() + r * bytes);
-    return pack(rows.data(), hidden_.size(1), n);
-  }
-
- private:
-  static const LmHead& kernel(DType dtype) {
-    if (dtype == DType::bf16 && isa() == Isa::amx) return lm_head_bf16_amx;
-    const LmHeads& heads = pick(lm_heads_generic, lm_heads_avx2, lm_heads_avx512);
-    return dtype == DType::f32 ? heads.f32 : dtype == DType::bf16 ? heads.bf16 : heads.f16;
-  }
-  int64_t width() const { return hidden_.dtype() == DType::f32 ? 4 : 2; }
-  CacheLines pack(const void* hidden, int64_t stride, int64_t n) const {
-    const int64_t bytes = kernel_.packed_bytes(n, hidden_.size(1));
-    CacheLines packed(new CacheLine[divide_up(bytes, sizeof(CacheLine))]);
-    kernel_.pack(hidden, stride, n, hidden_.size(1), packed.get());
-    return packed;
-  }
-
-  const LmHead& kernel_;
-  const Tensor &hidden_, &weight_;
-  const CacheLines packed_;
-};
 
 // Where element `column` is read from when a buffer holds only columns [begin, ...) of a row.
 const float* row_at(const float* buffer, int64_t begin) {
@@ -87,19 +23,19 @@ const float* row_at(const float* buffer, int64_t begin) {
 // A row whose logits are computed again when they are asked for, one block at a time.
 class HeadRow : public Row {
  public:
-  HeadRow(const Product& product, int64_t i)
+  HeadRow(const RowProduct& product, int64_t i)
       : Row(DType::f32, nullptr, product.columns()), product_(product), i_(i) {}
 
   const void* columns(int64_t begin, int64_t) const override {
     const int64_t block = begin / kBlock;
     if (!packed_) packed_ = product_.pack(&i_, 1);
-    if (block_ != block) product_.logits(block, packed_.get(), 1, logits_);
+    if (block_ != block) product_.block(block * kBlock, kBlock, packed_.get(), 1, logits_);
     block_ = block;
     return row_at(logits_, block * kBlock);
   }
 
  private:
-  const Product& product_;
+  const RowProduct& product_;
   const int64_t i_;
   mutable CacheLines packed_;
   mutable int64_t block_ = -1;
@@ -130,17 +66,17 @@ Cut cut(int64_t rows, int64_t segments, int64_t room, int threads) {
 }
 
 // Does all searches, searches[j] in row j % B, on one computation of each block of logits.
-void scan_product(const Product& product, std::vector<Search>& searches, int threads) {
-  const int64_t rows = product.rows(), v = product.columns(), blocks = product.blocks();
+void scan_product(const RowProduct& product, std::vector<Search>& searches, int threads) {
+  const int64_t rows = product.rows(), v = product.columns(), blocks = blocks_of(product.columns());
   if (rows == 0) return;
   const int64_t n = searches.size(), segments = divide_up(blocks, kSegmentBlocks);
   int64_t room = 1;
   for (const Search& search : searches) room = std::max(room, key_room(search.k));
   const Cut items = cut(rows, segments, room, threads);
-  std::vector<RowScan> scans(n * items.parts);  // [search][part]
+  std::vector<RowScan> scans(elements({n, items.parts}));  // [search][part]
   for (int64_t j = 0; j < n; ++j) {
     Search& search = searches[j];
-    search.found.keys.resize(key_room(search.k) * items.parts);
+    search.found.keys.resize(elements({key_room(search.k), items.parts}));
     search.found.blocks.resize(blocks);
     for (int64_t part = 0; part < items.parts; ++part)
       begin_scan(scans[j * items.parts + part], search.scale, search.k,
@@ -148,14 +84,14 @@ void scan_product(const Product& product, std::vector<Search>& searches, int thr
   }
   const auto scan = row_scan_kernels(DType::f32).scan;
   parallel_for(divide_up(rows, items.rows) * items.parts, threads, [&](int64_t item) {
-    alignas(64) float logits[kRowsAtOnce * kBlock];
+    alignas(64) float logits[kProductRows * kBlock];
     const int64_t part = item % items.parts, begin = item / items.parts * items.rows;
     const int64_t end = std::min(rows, begin + items.rows);
     const int64_t last = std::min(blocks, segments * (part + 1) / items.parts * kSegmentBlocks);
     for (int64_t b = segments * part / items.parts * kSegmentBlocks; b < last; ++b)
-      for (int64_t first = begin; first < end; first += kRowsAtOnce) {
-        const int64_t at_once = std::min(end - first, kRowsAtOnce);
-        product.logits(b, first, at_once, logits);
+      for (int64_t first = begin; first < end; first += kProductRows) {
+        const int64_t at_once = std::min(end - first, kProductRows);
+        product.block(b * kBlock, kBlock, first, at_once, logits);
         for (int64_t r = 0; r < at_once; ++r)
           for (int64_t j = first + r; j < n; j += rows) {
             Filter filter;
@@ -170,21 +106,15 @@ void scan_product(const Product& product, std::vector<Search>& searches, int thr
   });
 }
 
-void require_head(const Tensor& hidden, const Tensor& weight) {
-  require(has_shape(hidden, {kAny, kAny}) && has_shape(weight, {kAny, hidden.size(1)}));
-  require(is_float(hidden) && fits(hidden, hidden.dtype(), {kAny, kAny}) &&
-          fits(weight, hidden.dtype(), {kAny, kAny}) && hidden.size(1) >= 1 && weight.size(0) >= 1);
-}
-
 }  // namespace
 
 // hidden [B, H], weight [V, H]; logprobs, indices [B, k]; logsumexp, entropy [B]
 void lm_head_topk(const Tensor& hidden, const Tensor& weight, int64_t k, double temperature,
                   const Output& logprobs, const Output& indices, const Output& logsumexp,
                   const Output& entropy, int threads) {
-  require_head(hidden, weight);
+  require_product(hidden, weight);
   require_scoring(weight.size(0), k, temperature);
-  const Product product(hidden, weight);
+  const RowProduct product(hidden, weight);
   const Scale scale = make_scale(temperature);
   std::vector<Search> searches(product.rows(), {scale, k, nullptr, {}});
   scan_product(product, searches, threads);
@@ -205,7 +135,7 @@ void lm_head_topk_sample(const Tensor& hidden, const Tensor& weight, const Whole
                          const Output& logprobs, const Output& processed, const Output& kept_mass,
                          const Output& entropy, const Output& valid, const Output& topk_logprobs,
                          const Output& topk_indices, int threads) {
-  require_head(hidden, weight);
+  require_product(hidden, weight);
   require_drawing(hidden.size(0), weight.size(0), path_ids, positions, mask, topk);
   const SampleParameters parameters(seed, path_ids, positions, temperature, top_k, top_p, min_p,
                                     mask);
@@ -213,7 +143,7 @@ void lm_head_topk_sample(const Tensor& hidden, const Tensor& weight, const Whole
                           topk_indices, topk);
   const int64_t rows = hidden.size(0), v = weight.size(0);
   parameters.check(rows);
-  const Product product(hidden, weight);
+  const RowProduct product(hidden, weight);
   std::vector<Search> searches;
   for (int64_t i = 0; i < rows; ++i) {
     const int64_t candidates = parameters.mask ? 0 : parameters.candidates(i, v);
@@ -242,13 +172,13 @@ void lm_head_topk_sample(const Tensor& hidden, const Tensor& weight, const Whole
   // Few enough at a time that their whole rows stay small, enough that the weights are not read a
   // row.
   constexpr int64_t kAtOnce = 16;
-  std::vector<float> logits(std::min<int64_t>(kAtOnce, again.size()) * v);
+  std::vector<float> logits(elements({std::min<int64_t>(kAtOnce, again.size()), v}));
   for (size_t first = 0; first < again.size(); first += kAtOnce) {
     const int64_t n = std::min<int64_t>(kAtOnce, again.size() - first);
     const CacheLines packed = product.pack(&again[first], n);
-    parallel_for(product.blocks(), threads, [&](int64_t b) {
+    parallel_for(blocks_of(product.columns()), threads, [&](int64_t b) {
       alignas(64) float block[kAtOnce * kBlock];
-      product.logits(b, packed.get(), n, block);
+      product.block(b * kBlock, kBlock, packed.get(), n, block);
       const int64_t columns = std::min<int64_t>(kBlock, v - b * kBlock);
       for (int64_t r = 0; r < n; ++r)
         std::copy_n(block + r * kBlock, columns, logits.data() + r * v + b * kBlock);

@@ -17,13 +17,17 @@ PYBIND11_MODULE(_C, m) {
 
   const auto unlocked = pybind11::call_guard<pybind11::gil_scoped_release>();
   m.def("copy_pages", &copy_pages, unlocked);
+  m.def("linear", &linear, unlocked);
   m.def("lm_head_topk", &lm_head_topk, unlocked);
   m.def("lm_head_topk_sample", &lm_head_topk_sample, unlocked);
   m.def("merge_states", &merge_states, unlocked);
   m.def("prefix_tree_attention", &prefix_tree_attention, unlocked);
+  m.def("rms_norm", &rms_norm, unlocked);
+  m.def("rotate", &rotate, unlocked);
   m.def("sample", &sample, unlocked);
   m.def("select_beams", &select_beams, unlocked);
   m.def("shared_prefix_attention", &shared_prefix_attention, unlocked);
+  m.def("silu_mul", &silu_mul, unlocked);
   m.def("store_kv", &store_kv, unlocked);
   m.def("topk_score", &topk_score, unlocked);
 

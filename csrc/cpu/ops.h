@@ -1,5 +1,6 @@
 // The native ops, as pyttc._C offers them: inputs as pyttc/ops checked them, outputs to fill, and
-// the number of threads. Each is defined in the file of its name.
+// the number of threads. Each is defined in the file of its name. linear, and the three of
+// layers.cpp, are the engine's own.
 #pragma once
 #include "per_row.h"
 #include "tensor.h"
@@ -8,6 +9,9 @@ namespace pyttc {
 
 void copy_pages(const Tensor& k_pages, const Tensor& v_pages, const Tensor& src, const Tensor& dst,
                 int threads);
+
+void linear(const Tensor& x, const Tensor& weight, const OptionalTensor& bias, const Output& out,
+            int threads);
 
 void lm_head_topk(const Tensor& hidden, const Tensor& weight, int64_t k, double temperature,
                   const Output& logprobs, const Output& indices, const Output& logsumexp,
@@ -31,6 +35,11 @@ void prefix_tree_attention(const Tensor& q, const Tensor& k_pages, const Tensor&
                            std::optional<double> softcap, const Output& out, const Output& lse,
                            int threads);
 
+void rms_norm(const Tensor& x, const OptionalTensor& added, const Tensor& weight, double eps,
+              const Output& out, int threads);
+
+void rotate(const Output& x, const Tensor& cos, const Tensor& sin, int threads);
+
 void sample(const Tensor& logits, const Whole& seed, const Tensor& path_ids,
             const Tensor& positions, const Reals& temperature, const Whole& top_k,
             const Reals& top_p, const Reals& min_p, const OptionalTensor& mask, int64_t topk,
@@ -48,6 +57,8 @@ void shared_prefix_attention(const Tensor& q, const Tensor& k_prefix, const Tens
                              const Tensor& suffix_lens, const OptionalTensor& prefix_lens,
                              std::optional<double> scale, const Output& out, const Output& lse,
                              int threads);
+
+void silu_mul(const Tensor& gate, const Tensor& up, const Output& out, int threads);
 
 void store_kv(const Tensor& k, const Tensor& v, const Tensor& k_pages, const Tensor& v_pages,
               const Tensor& slots, int threads);

@@ -98,7 +98,7 @@ void wide_weights(const float* x, const Scale& scale, double ref, float* e) {
 }
 
 void compact(RowScan& s) {
-  if (s.count < s.k) return;
+  if (s.k == 0 || s.count < s.k) return;
   std::nth_element(s.keys, s.keys + s.k - 1, s.keys + s.count, std::greater<>());
   s.count = s.k;
   s.threshold = key_value(s.keys[s.k - 1]);

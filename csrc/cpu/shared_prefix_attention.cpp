@@ -48,7 +48,7 @@ void shared_prefix_attention(const Tensor& q, const Tensor& k_prefix, const Tens
   const KvLayout suffix = layout_of(k_suffix, v_suffix, width);
   Attention call;
   call.nodes.reserve(groups * (paths + 1));
-  call.leaves.resize(groups * paths);
+  call.leaves.resize(elements({groups, paths}));
   for (int64_t g = 0; g < groups; ++g) {
     const int64_t length = ragged ? prefix_lens.at(g) : p, root = call.nodes.size();
     if (length < 0 || length > p)

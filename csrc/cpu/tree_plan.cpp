@@ -90,10 +90,10 @@ void TreePlan::check() const {
   require(t.lengths.size() == t.parents.size() && t.offsets.size() == t.parents.size() + 1);
   const int32_t pool = INT32_MAX / page_size_;
   // Negative once anything is out of its range; loops that the compiler vectorises.
-  int32_t wrong = t.offsets[0] | (static_cast<int32_t>(t.ids.size()) - t.offsets[nodes]);
+  int32_t wrong = t.offsets[0] | -(t.offsets[nodes] > static_cast<int32_t>(t.ids.size()));
   for (int32_t i = 0; i < nodes; ++i) wrong |= t.parents[i] < -1 ? -1 : nodes - 1 - t.parents[i];
   for (const int32_t leaf : t.leaves) wrong |= leaf < -1 ? -1 : nodes - 1 - leaf;
-  for (const int32_t page : t.ids) wrong |= page | (pool - 1 - page);
+  for (const int32_t page : t.ids) wrong |= page | -(page >= pool);
   for (int32_t i = 0; i < nodes; ++i) {
     const int64_t room = (int64_t{t.offsets[i + 1]} - t.offsets[i]) * page_size_;
     wrong |= t.lengths[i] < 0 || t.lengths[i] > room ? -1 : 0;

@@ -51,6 +51,7 @@ PYBIND11_MODULE(PYTTC_MODULE, m) {
   m.attr("archs") = PYTTC_ARCHS;
   m.def("copy_pages", launcher(&copy_pages));
   m.def("merge_states", launcher(&merge_states));
+  m.def("sample", launcher(&sample));
   m.def("select_beams", launcher(&select_beams));
   m.def("store_kv", launcher(&store_kv));
   m.def("topk_score", launcher(&topk_score));

@@ -22,18 +22,18 @@ __device__ inline float float_of(uint32_t word) {
   return __uint_as_float(word >> 31 ? word : ~word & 0x7fffffffu);
 }
 
-// In shared memory.
-template <int kWords>
+// In shared memory. Sum is what a digit's elements add up to: their number, or integer weights.
+template <int kWords, class Sum = uint32_t>
 struct Selection {
-  uint32_t histogram[256];
+  Sum histogram[256];
   uint32_t bound[kWords];
   int64_t need;  // wanted of those with the digits so far
   int digit;     // the one that is counted
   bool done;
 };
 
-template <int kWords>
-__device__ void begin(Selection<kWords>& s, int64_t wanted) {
+template <int kWords, class Sum>
+__device__ void begin(Selection<kWords, Sum>& s, int64_t wanted) {
   __syncthreads();
   const int t = static_cast<int>(threadIdx.x);
   for (int i = t; i < 256; i += static_cast<int>(blockDim.x)) s.histogram[i] = 0;
@@ -43,8 +43,8 @@ __device__ void begin(Selection<kWords>& s, int64_t wanted) {
 }
 
 // The digit of an element, 256 where it is not counted.
-template <int kWords>
-__device__ unsigned digit_of(const Selection<kWords>& s, bool live, uint32_t value) {
+template <int kWords, class Sum>
+__device__ unsigned digit_of(const Selection<kWords, Sum>& s, bool live, uint32_t value) {
   const int shift = 24 - s.digit % 4 * 8;
   if (shift < 24) live = live && value >> (shift + 8) == s.bound[s.digit / 4] >> (shift + 8);
   return live ? value >> shift & 255 : 256;
@@ -58,10 +58,16 @@ __device__ void count(Selection<kWords>& s, bool live, uint32_t value) {
     atomicAdd(&s.histogram[mine], static_cast<uint32_t>(__popc(alike)));
 }
 
+template <int kWords>
+__device__ void weigh(Selection<kWords, unsigned long long>& s, uint64_t weight, uint32_t value) {
+  const unsigned mine = digit_of(s, weight > 0, value);
+  if (mine < 256) atomicAdd(&s.histogram[mine], static_cast<unsigned long long>(weight));
+}
+
 // After a pass: which digit the last element wanted has. A bound that up to `slack` more than
 // wanted reach will do; with a negative one the bound becomes the last element wanted.
-template <int kWords>
-__device__ void next(Selection<kWords>& s, int64_t slack = 0) {
+template <int kWords, class Sum>
+__device__ void next(Selection<kWords, Sum>& s, int64_t slack = 0) {
   __syncthreads();
   if (threadIdx.x < 32) {
     const int lane = static_cast<int>(threadIdx.x), word = s.digit / 4;
@@ -100,8 +106,8 @@ __device__ void next(Selection<kWords>& s, int64_t slack = 0) {
   __syncthreads();
 }
 
-template <int kWords>
-__device__ bool more(const Selection<kWords>& s) {
+template <int kWords, class Sum>
+__device__ bool more(const Selection<kWords, Sum>& s) {
   return !s.done && s.digit < kWords * 4;
 }
 

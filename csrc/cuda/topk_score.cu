@@ -18,13 +18,13 @@ struct TopKParams {
   int64_t* indices;
 };
 
-template <class T>
-__global__ void __launch_bounds__(kRowThreads) topk_score_kernel(const TopKParams p) {
+__global__ void __launch_bounds__(kRowThreads, 1) topk_score_kernel(const TopKParams p) {
   __shared__ RowTotals totals;
   __shared__ Selection<2> selection;
   __shared__ Chosen chosen;
   const int64_t row = blockIdx.x, t = threadIdx.x;
-  total_of_row(p.tiles, row, totals);
+  const double scale = scale_of(p.tiles.temperature.at(row));
+  total_of_row(p.tiles, p.tiles.all, row, scale, totals);
   __syncthreads();
   if (t == 0) {
     p.logsumexp[row] = static_cast<float>(totals.logsumexp);
@@ -33,7 +33,7 @@ __global__ void __launch_bounds__(kRowThreads) topk_score_kernel(const TopKParam
   float* logprobs = p.logprobs + row * p.k;
   int64_t* indices = p.indices + row * p.k;
   if (totals.valid)
-    write_topk<T>(p.tiles, row, p.k, totals, selection, chosen, logprobs, indices);
+    write_topk(p.tiles, row, p.k, scale, totals, selection, chosen, logprobs, indices);
   else
     for (int64_t i = t; i < p.k; i += kRowThreads) logprobs[i] = -INFINITY, indices[i] = -1;
 }
@@ -44,17 +44,15 @@ cudaError_t topk_score(cudaStream_t stream, const Tensor& logits, int64_t k, dou
                        const Tensor& workspace, const Tensor& logprobs, const Tensor& indices,
                        const Tensor& logsumexp, const Tensor& entropy) {
   if (logits.size(0) == 0) return cudaSuccess;
-  TopKParams p{row_tiles(logits, temperature, workspace), k};
+  TopKParams p{row_tiles(logits, logits.size(0), temperature, std::nullopt, workspace), k};
   p.logprobs = logprobs.data<float>(), p.indices = indices.data<int64_t>();
   p.logsumexp = logsumexp.data<float>(), p.entropy = entropy.data<float>();
   if (!p.tiles.serves()) return cudaErrorInvalidValue;
-  return dispatch_device_float(logits.dtype(), [&](auto t) {
-    using T = decltype(t);
-    PYTTC_LAUNCH(tiles_kernel<T>, p.tiles.grid(), dim3(kTileThreads), 0, stream, p.tiles);
-    const dim3 rows(static_cast<unsigned>(p.tiles.rows));
-    PYTTC_LAUNCH(topk_score_kernel<T>, rows, dim3(kRowThreads), 0, stream, p);
-    return cudaGetLastError();
-  });
+  const cudaError_t scanned = scan_rows(stream, p.tiles);
+  if (scanned != cudaSuccess) return scanned;
+  const dim3 rows(static_cast<unsigned>(p.tiles.rows));
+  PYTTC_LAUNCH(topk_score_kernel, rows, dim3(kRowThreads), 0, stream, p);
+  return cudaGetLastError();
 }
 
 }  // namespace pyttc

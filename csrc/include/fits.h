@@ -3,6 +3,7 @@
 // call and says which argument is wrong, and how.
 #pragma once
 #include <initializer_list>
+#include <new>
 
 #include "tensor.h"
 
@@ -12,6 +13,14 @@ constexpr int64_t kAny = -1;
 
 inline void require(bool fits) {
   if (!fits) throw std::invalid_argument("the arguments do not fit together");
+}
+
+// The number of elements of an allocation: an error where 63 bits do not hold it.
+inline int64_t elements(std::initializer_list<int64_t> sizes) {
+  int64_t n = 1;
+  for (const int64_t size : sizes)
+    if (__builtin_mul_overflow(n, size, &n)) throw std::bad_alloc();
+  return n;
 }
 
 inline bool on_cpu(const Tensor& t) { return t.t.device.type == dlpack::kCpu; }

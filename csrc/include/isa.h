@@ -5,7 +5,7 @@
 
 namespace pyttc {
 
-enum class Isa { generic, avx2, avx512, amx };
+enum class Isa { generic, avx2, avx512, avx512bf16, amx };
 
 Isa isa();             // in use
 Isa isa_of_machine();  // the best that would work here

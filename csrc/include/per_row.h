@@ -10,9 +10,9 @@ namespace pyttc {
 template <class Wide, class Narrow>
 struct PerRow {
   Wide number{};
-  const void* data = nullptr;  // null: the number holds
+  const void* data = nullptr;  // null: the number holds, or there are no rows
   bool wide = false;
-  int64_t stride = 0, rows = 0;
+  int64_t stride = 0, rows = kAny;
 
   PerRow() = default;
   explicit PerRow(Wide number) : number(number) {}
@@ -21,7 +21,7 @@ struct PerRow {
     require(on_cpu(t) && t.t.ndim == 1 && t.t.dtype.code == kCode && t.t.dtype.bits >= 32);
     stride = t.stride(0), rows = t.size(0);
   }
-  bool serves(int64_t n) const { return !data || rows == n; }
+  bool serves(int64_t n) const { return rows == kAny || rows == n; }
 
   Wide at(int64_t i) const {
     if (!data) return number;

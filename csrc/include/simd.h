@@ -67,6 +67,7 @@ inline void store(f16* p, vf a) {  // a NaN keeps its sign alone, as in float16.
 inline vf operator+(vf a, vf b) { return {_mm512_add_ps(a.v, b.v)}; }
 inline vf operator-(vf a, vf b) { return {_mm512_sub_ps(a.v, b.v)}; }
 inline vf operator*(vf a, vf b) { return {_mm512_mul_ps(a.v, b.v)}; }
+inline vf operator/(vf a, vf b) { return {_mm512_div_ps(a.v, b.v)}; }
 inline vf fma(vf a, vf b, vf c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
 inline vf fnma(vf a, vf b, vf c) { return {_mm512_fnmadd_ps(a.v, b.v, c.v)}; }  // c - a*b
 // b where a is not greater, so also where either is NaN.
@@ -123,6 +124,7 @@ inline void store(f16* p, vf a) {  // a NaN keeps its sign alone, as in float16.
 inline vf operator+(vf a, vf b) { return {_mm256_add_ps(a.v, b.v)}; }
 inline vf operator-(vf a, vf b) { return {_mm256_sub_ps(a.v, b.v)}; }
 inline vf operator*(vf a, vf b) { return {_mm256_mul_ps(a.v, b.v)}; }
+inline vf operator/(vf a, vf b) { return {_mm256_div_ps(a.v, b.v)}; }
 inline vf fma(vf a, vf b, vf c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
 inline vf fnma(vf a, vf b, vf c) { return {_mm256_fnmadd_ps(a.v, b.v, c.v)}; }
 inline vf max(vf a, vf b) { return {_mm256_max_ps(a.v, b.v)}; }
@@ -183,6 +185,7 @@ inline void store(f16* p, vf a) {
 inline vf operator+(vf a, vf b) { return {a.v + b.v}; }
 inline vf operator-(vf a, vf b) { return {a.v - b.v}; }
 inline vf operator*(vf a, vf b) { return {a.v * b.v}; }
+inline vf operator/(vf a, vf b) { return {a.v / b.v}; }
 inline vf fma(vf a, vf b, vf c) { return {a.v * b.v + c.v}; }
 inline vf fnma(vf a, vf b, vf c) { return {c.v - a.v * b.v}; }
 inline vmask operator>(vf a, vf b) { return {a.v > b.v}; }

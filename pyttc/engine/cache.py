@@ -69,10 +69,10 @@ class PathCache:
         self._free_pages = np.arange(pages - 1, -1, -1, dtype=np.int32)
         self._pages_left = pages
         self.structure = 0  # changes whenever anything but a length does
-        # prompts: tokens of a node's full pages; the children of a node by the tokens of
-        # their first page
-        self._tokens: dict[int, npt.NDArray[np.int32]] = {}
-        self._children: dict[tuple[int, bytes], int] = {}
+        # prompts: the salt and the tokens of a node's full pages; the children of a node by their salt
+        # and the tokens of their first page
+        self._known: dict[int, tuple[bytes, npt.NDArray[np.int32]]] = {}
+        self._children: dict[tuple[int, bytes, bytes], int] = {}
 
     @property
     def free_pages(self) -> int:
@@ -112,7 +112,7 @@ class PathCache:
         freed = self.table[nodes[rows], columns]
         self._free_pages[self._pages_left : self._pages_left + freed.size] = freed
         self._pages_left += freed.size
-        if self._tokens:
+        if self._known:
             for node in nodes.tolist():
                 self._forget(node)
         self._free_nodes[self._nodes_left : self._nodes_left + nodes.size] = nodes
@@ -195,7 +195,7 @@ class PathCache:
 
         The node keeps its id, its handles and its children, and what lies after the cut.
         """
-        known = {n: self._forget(n) for n in nodes.tolist()} if self._tokens else {}
+        known = {n: self._forget(n) for n in nodes.tolist()} if self._known else {}
         upper = self._take_nodes(nodes.size)
         self.table[upper] = self.table[nodes]
         self.parent[upper] = self.parent[nodes]
@@ -208,12 +208,13 @@ class PathCache:
         self.parent[nodes] = upper
         self.start[nodes] += pages * self.page_size
         self.length[nodes] -= pages * self.page_size
-        for (node, tokens), parent, cut in zip(
+        for (node, prompt), parent, cut in zip(
             known.items(), upper.tolist(), (pages * self.page_size).tolist(), strict=False
         ):
-            if tokens is not None:
-                self._remember(parent, tokens[:cut])
-                self._remember(node, tokens[cut:])
+            if prompt is not None:
+                salt, tokens = prompt
+                self._remember(parent, salt, tokens[:cut])
+                self._remember(node, salt, tokens[cut:])
         return upper
 
     def _extend(self, leaves: Ints, counts: Ints) -> None:
@@ -282,19 +283,20 @@ class PathCache:
 
     # --- prompts that begin alike
 
-    def new(self, tokens: npt.NDArray[np.int32], share: bool = True) -> tuple[int, int]:
+    def new(self, tokens: npt.NDArray[np.int32], salt: bytes | None = b"") -> tuple[int, int]:
         """A leaf for a new path, and how many leading tokens its ancestors already hold.
 
-        Whole pages of earlier prompts that are still held are found by comparing token ids, and at
-        least the last token of a prompt is always left to the caller, to be written with `write`.
+        Whole pages of earlier prompts of the same salt that are still held are found by comparing
+        token ids, none with salt=None. At least the last token of a prompt is always left to the
+        caller, to be written with `write`.
         """
         ps, node, matched = self.page_size, ROOT, 0
-        limit = (tokens.size - 1) // ps * ps if share else 0
-        while matched < limit:
-            child = self._children.get((node, tokens[matched : matched + ps].tobytes()))
+        limit = (tokens.size - 1) // ps * ps
+        while salt is not None and matched < limit:
+            child = self._children.get((node, salt, tokens[matched : matched + ps].tobytes()))
             if child is None:
                 break
-            known = self._tokens[child]
+            known = self._known[child][1]
             ahead = tokens[matched : min(limit, matched + known.size)]
             unequal = np.flatnonzero(known[: ahead.size] != ahead)
             same = (int(unequal[0]) if unequal.size else ahead.size) // ps * ps
@@ -306,28 +308,29 @@ class PathCache:
         self.refs[node] += 1
         return int(leaf[0]), matched
 
-    def remember(self, leaf: int, tokens: npt.NDArray[np.int32]) -> None:
-        """Lets later prompts share the full pages of `leaf`, which holds the prompt's last
-        `tokens`."""
-        full = tokens.size // self.page_size * self.page_size
-        if full:
-            self._remember(leaf, tokens[:full])
+    def remember(self, leaf: int, tokens: npt.NDArray[np.int32], salt: bytes | None = b"") -> None:
+        """Lets later prompts of the same salt share the full pages of `leaf`, which holds the prompt's
+        last `tokens`."""
+        if salt is not None:
+            self._remember(leaf, salt, tokens[: tokens.size // self.page_size * self.page_size])
 
-    def _remember(self, node: int, tokens: npt.NDArray[np.int32]) -> None:
+    def _remember(self, node: int, salt: bytes, tokens: npt.NDArray[np.int32]) -> None:
         if tokens.size:
-            key = (int(self.parent[node]), tokens[: self.page_size].tobytes())
+            key = self._key_of(node, salt, tokens)
             if key not in self._children:
                 self._children[key] = node
-                self._tokens[node] = tokens
+                self._known[node] = salt, tokens
 
-    def _forget(self, node: int) -> npt.NDArray[np.int32] | None:
-        tokens = self._tokens.pop(node, None)
-        if tokens is not None:
-            del self._children[self._key_of(node, tokens)]
-        return tokens
+    def _forget(self, node: int) -> tuple[bytes, npt.NDArray[np.int32]] | None:
+        prompt = self._known.pop(node, None)
+        if prompt is not None:
+            del self._children[self._key_of(node, *prompt)]
+        return prompt
 
-    def _key_of(self, node: int, tokens: npt.NDArray[np.int32]) -> tuple[int, bytes]:
-        return int(self.parent[node]), tokens[: self.page_size].tobytes()
+    def _key_of(
+        self, node: int, salt: bytes, tokens: npt.NDArray[np.int32]
+    ) -> tuple[int, bytes, bytes]:
+        return int(self.parent[node]), salt, tokens[: self.page_size].tobytes()
 
 
 def ragged(counts: Ints) -> tuple[Ints, Ints]:

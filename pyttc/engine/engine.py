@@ -184,21 +184,26 @@ class Engine:
 
     # --- running
 
-    def prefill(self, prompts: Any, *, seed: int = 0, share: bool = True) -> Paths:
+    def prefill(self, prompts: Any, *, seed: int = 0, salt: str | bytes | None = "") -> Paths:
         """Runs prompts through the model: Paths, one a prompt.
 
         Args:
             prompts: a text, a list of token ids, or a list of either. A text gets the special
                 tokens its tokenizer puts around one, and no chat template.
             seed: of the draws of what is made of these paths, if fork names no other.
-            share: look for whole pages that a prompt has in common with one already held, by token
-                ids, and use them. The results are the same bits either way.
+            salt: whole pages of keys and values that a prompt has in common with one already held
+                are used again if both were given the same salt; salts and token ids are compared,
+                never hashes of them. Give each tenant a secret one of its own. None shares with
+                nobody. The results are the same bits whatever is shared.
 
         Raises:
             OutOfPages, KeyboardInterrupt: nothing was changed.
         """
         start = time.perf_counter()
         encoded, seed = self.encode_all(prompts), whole_number("seed", seed)
+        if salt is not None and not isinstance(salt, (str, bytes)):
+            raise TypeError(f"salt: got {type(salt).__name__}, expected str, bytes or None")
+        secret = salt.encode("utf-8", "surrogatepass") if isinstance(salt, str) else salt
         if not encoded:
             raise ValueError("prompts: got none, expected at least one")
         self.collect()
@@ -212,11 +217,11 @@ class Engine:
         cost = Cost(self.prices, self.rates)
         try:
             for ids in encoded:
-                leaf, matched = self.cache.new(ids, share)
+                leaf, matched = self.cache.new(ids, secret)
                 leaves.append(leaf)
                 known.append(matched)
                 self.cache.write(np.array([leaf]), np.array([ids.size - matched]))
-                self.cache.remember(leaf, ids[matched:])
+                self.cache.remember(leaf, ids[matched:], secret)
             before = np.array(known, np.int64)
             counts: Ints = np.array([ids.size for ids in encoded], np.int64) - before
             tokens = np.concatenate([ids[n:] for ids, n in zip(encoded, known, strict=True)])

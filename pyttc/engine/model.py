@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from . import attention
+from . import attention, llama
 from .rows import fix_rows, padded_rows, piecewise
 from .support import Unsupported, own_logits, probe_attention, refuse_by_config, refuse_unfixed
 
@@ -57,6 +57,7 @@ class RowModel:
         if model.get_output_embeddings().weight is not model.get_input_embeddings().weight:
             self.parameters -= self.head_parameters
         model.set_attn_implementation("pyttc_paths")
+        self._pass = llama.LlamaPass(model) if batch_invariant and llama.serves(model) else None
         shorten_lookups(model)
 
     def padded(self, rows: int) -> int:
@@ -68,6 +69,8 @@ class RowModel:
         self, tokens: torch.Tensor, positions: torch.Tensor, step: attention.Step
     ) -> torch.Tensor:
         """The last hidden states [rows, H] of tokens [rows] at positions [rows]."""
+        if self._pass:
+            return self._pass(tokens, positions, step)
         out = self.model.base_model(
             input_ids=tokens[None],
             position_ids=positions[None],

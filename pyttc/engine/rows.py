@@ -1,10 +1,11 @@
 """Layers whose result for a row depends on that row alone, bit for bit.
 
 A matrix product may sum in another order when it has another number of rows, so that a path's
-tokens would depend on how many paths run beside it. Here the result of a row is by definition the
-one it has in a block of BLOCK rows on one thread. Larger and smaller blocks are used where a trial
-with random numbers shows that they give the same bits for a weight of that shape, dtype and device
-with the current number of threads; elsewhere the rows are multiplied block by block.
+tokens would depend on how many paths run beside it. On the CPU a kernel of our own multiplies, whose
+sums know nothing of other rows (csrc/cpu/linear.cpp). On a GPU the result of a row is by definition
+the one it has in a block of BLOCK rows. Larger and smaller blocks are used where a trial with random
+numbers shows that they give the same bits for a weight of that shape, dtype and device; elsewhere the
+rows are multiplied block by block.
 
 An exponential or a cosine has other bits in torch's vector loop than in the scalar loop for what is
 left over, and what is left over depends on the number of rows and threads. Activations and rotary
@@ -22,6 +23,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from .. import _C
+
 BLOCK = 16
 SIZES = (1, 2, 4, 8, 16, 32, 48, 64, 96, 128, 192, 256)
 PIECE = 32768  # elements that torch's CPU loops give to one thread
@@ -32,29 +35,22 @@ _trials: dict[tuple[object, ...], bool] = {}
 def same_bits(weight: torch.Tensor, rows: int) -> bool:
     """Whether a product of `rows` rows with a weight like this has the bits of blocks of BLOCK
     rows."""
-    threads = torch.get_num_threads() if weight.device.type == "cpu" else 0
-    key = (rows, weight.shape, weight.dtype, weight.device, threads)
+    key = (rows, weight.shape, weight.dtype, weight.device)
     known = _trials.get(key)
     if known is None:
-        known = _trials[key] = _trial(weight, rows, threads)
+        known = _trials[key] = _trial(weight, rows)
     return known
 
 
 @torch.no_grad()
-def _trial(weight: torch.Tensor, rows: int, threads: int) -> bool:
+def _trial(weight: torch.Tensor, rows: int) -> bool:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(max(rows, BLOCK), weight.shape[1], generator=generator)
     x = x.to(weight.dtype).to(weight.device)
-    try:
-        if threads:
-            torch.set_num_threads(1)
-        parts = [F.linear(_padded(b, BLOCK), weight)[: len(b)] for b in pieces_of(x, BLOCK)]
-        expected = torch.cat(parts)
-        # a row must not feel its place in the block either
-        moved = F.linear(x[:BLOCK].flip(0), weight).flip(0)
-    finally:
-        if threads:
-            torch.set_num_threads(threads)
+    parts = [F.linear(_padded(b, BLOCK), weight)[: len(b)] for b in pieces_of(x, BLOCK)]
+    expected = torch.cat(parts)
+    # a row must not feel its place in the block either
+    moved = F.linear(x[:BLOCK].flip(0), weight).flip(0)
     product = F.linear(x[:rows], weight)
     return torch.equal(product, expected[:rows]) and torch.equal(moved, expected[:BLOCK])
 
@@ -76,6 +72,10 @@ class RowsLinear(nn.Linear):
         assert weight is not None  # noqa: S101
         width = x.shape[-1]
         rows = x.numel() // width
+        if weight.is_cpu:
+            out = x.new_empty(rows, self.out_features)
+            _C.linear(x.reshape(rows, width), weight, bias, out, torch.get_num_threads())
+            return out.view(*x.shape[:-1], self.out_features)
         if rows <= SIZES[-1] and same_bits(weight, rows):
             return F.linear(x, weight, bias)
         flat = x.reshape(rows, width)
@@ -143,6 +143,8 @@ def fix_rows(model: nn.Module, head_dim: int) -> list[nn.Linear]:
 
 def padded_rows(rows: int, weights: list[torch.Tensor]) -> int:
     """The fewest rows >= `rows` that every weight multiplies at once or in whole blocks."""
+    if all(weight.is_cpu for weight in weights):
+        return rows
     top = SIZES[-1]
     rest = rows % top
     if not rest:

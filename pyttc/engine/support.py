@@ -138,7 +138,7 @@ def check_answers(engine: Engine) -> None:
     """Raises Unsupported if the engine's logits are others, or a path's depend on its company."""
     name = engine.model.config.model_type
     prompts = trial_tokens(engine.model.vocab)
-    together = engine.prefill([*prompts, *prompts], share=False)
+    together = engine.prefill([*prompts, *prompts], salt=None)
     logits = together.logits(np.arange(4))
     together.free()
     close = 1e-3 if engine.model.dtype is torch.float32 else 0.1
@@ -150,7 +150,7 @@ def check_answers(engine: Engine) -> None:
                 f"{float((own - row.float()).abs().max()):.3g} at a spread of {scale:.3g}"
             )
     if engine.model.invariant:
-        alone = engine.prefill([prompts[1]], share=False).logits(np.arange(1))
+        alone = engine.prefill([prompts[1]], salt=None).logits(np.arange(1))
         if not torch.equal(alone[0], logits[1]) or not torch.equal(logits[1], logits[3]):
             raise Unsupported(
                 f"{name}: the bits of a path depend on what runs beside it, as in mixtures of "

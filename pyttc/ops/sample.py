@@ -8,10 +8,18 @@ from typing import Any, NamedTuple
 import torch
 
 from .. import _C
-from ..dispatch import Implementation, register, triton
+from ..dispatch import Implementation, cuda, cuda_module, register, triton
 from . import checks
 from .philox import uniforms
-from .topk_score import LEAST_TEMPERATURE, MAX_K, check_logits, raw_topk, row_stats, stats_dtype
+from .topk_score import (
+    LEAST_TEMPERATURE,
+    MAX_K,
+    check_logits,
+    cuda_workspace,
+    raw_topk,
+    row_stats,
+    stats_dtype,
+)
 
 Number = float | torch.Tensor
 Whole = int | torch.Tensor
@@ -385,10 +393,33 @@ def native(
     return out
 
 
+def run_cuda(
+    logits: torch.Tensor,
+    seed: Any,
+    path_ids: torch.Tensor,
+    positions: torch.Tensor,
+    temperature: Any = 1.0,
+    top_k: Any = 0,
+    top_p: Any = 1.0,
+    min_p: Any = 0.0,
+    mask: torch.Tensor | None = None,
+    topk: int = 0,
+) -> tuple[torch.Tensor, ...]:
+    out = outputs(logits, topk, torch.float32)
+    values = (seed, temperature, top_k, top_p, min_p)
+    numbers, tensors = (values, ()) if not any_tensor(values) else ((0, 1.0, 0, 1.0, 0.0), values)
+    workspace = cuda_workspace(logits, logits.shape[0], 1 if mask is None else 2)
+    cuda_module().sample(
+        logits, list(tensors), *numbers, path_ids, positions, mask, topk, workspace, *out
+    )
+    return out
+
+
 _IMPLS = {
     "reference": Implementation(reference, device=None),
     "native": Implementation(native, device="cpu"),
     "triton": triton("sample"),
+    "cuda": cuda(run_cuda),
 }
 _RETURNS = f"-> ({', '.join(['Tensor'] * 8)})"
 _op = register(

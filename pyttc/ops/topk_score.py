@@ -164,13 +164,17 @@ def native(
     return out
 
 
+def cuda_workspace(logits: torch.Tensor, rows: int, scans: int = 1) -> torch.Tensor:
+    """What the CUDA kernels leave of `rows` rows: 3 + 128 words a tile of 4,096 columns (row_tiles.cuh)."""
+    tiles = -(-logits.shape[1] // 4096)
+    return logits.new_empty(scans * rows * tiles * (3 + 128), dtype=torch.int32)
+
+
 def run_cuda(
     logits: torch.Tensor, k: int, temperature: float = 1.0
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     out = outputs(logits, k, torch.float32)
-    rows, columns = logits.shape
-    # 3 + 128 words a tile of 4,096 columns, see row_tiles.cuh
-    workspace = logits.new_empty(rows * -(-columns // 4096) * (3 + 128), dtype=torch.int32)
+    workspace = cuda_workspace(logits, logits.shape[0])
     cuda_module().topk_score(logits, k, temperature, workspace, *out)
     return out
 

@@ -48,7 +48,7 @@ def sharing(device: str) -> Callable[[], Found]:
             return [row[-TOKENS:] for row in paths.tokens.tolist()]
 
         every = write(engine.prefill(prompts[0]).fork(32, seed=4))
-        alone = write(engine.prefill(prompts[0], share=False).fork(1, seed=4, start=5))
+        alone = write(engine.prefill(prompts[0], salt=None).fork(1, seed=4, start=5))
         few = write(engine.prefill(prompts[0]).fork(8, seed=4))
         both = write(engine.prefill(prompts).fork(4, seed=4))
         backwards = write(engine.prefill(prompts[0]).fork(8, seed=4).select(list(range(7, -1, -1))))

@@ -23,7 +23,7 @@ class Model:
         self.written = 0.0
 
     def new(self) -> None:
-        leaf, _ = self.cache.new(np.array([0], np.int32), share=False)
+        leaf, _ = self.cache.new(np.array([0], np.int32), salt=None)
         self.paths.append((leaf, []))
 
     def fork(self, which: int, times: int) -> None:

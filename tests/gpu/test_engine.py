@@ -63,11 +63,11 @@ def test_neither_the_batch_nor_sharing_shows_in_the_bits(dtype: torch.dtype, tmp
     given = prompts(70, 60, seed=2)
     everyone = engine.prefill(given).decode(max_new_tokens=4)
     for n in (1, 2, 3, 8, 17, 33, 64):
-        part = engine.prefill(given[:n], share=False).decode(max_new_tokens=4)
+        part = engine.prefill(given[:n], salt=None).decode(max_new_tokens=4)
         assert written(part) == written(everyone)[:n]
         assert torch.equal(part.hidden(), everyone.hidden()[:n])
     many = engine.prefill(given[0] * 30).fork(64, seed=1).decode(max_new_tokens=20)
-    few = engine.prefill(given[0] * 30, share=False).fork(4, seed=1, start=7)
+    few = engine.prefill(given[0] * 30, salt=None).fork(4, seed=1, start=7)
     assert written(few.decode(max_new_tokens=20)) == written(many)[7:11]
     del everyone, part, many, few
     assert engine.free_pages == engine.pool.pages

@@ -6,14 +6,26 @@ import torch
 import pyttc
 
 from ..forests import Forest
-from ..kernels import calls, check, dense, kernel_ops
+from ..kernels import calls, check, check_far_pages, dense, kernel_ops
 from ..planned import planned_forests
+from ..triton_interpreter import programs
 
 
 @pytest.mark.parametrize("name", kernel_ops("triton"))
 def test_against_the_reference(name):
     for call in calls(name):
         check(name, call, "triton")
+
+
+@pytest.mark.parametrize("name", ["store_kv", "copy_pages"])
+def test_the_order_of_programs_does_not_show(name, monkeypatch):
+    monkeypatch.setattr(programs, "backwards", True)
+    for call in calls(name):
+        check(name, call, "triton")
+
+
+def test_offsets_are_64_bit():
+    check_far_pages("triton")
 
 
 @pytest.mark.parametrize("seed", range(3))

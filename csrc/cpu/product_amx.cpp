@@ -5,7 +5,7 @@
 #include <immintrin.h>
 
 #include "amx.h"
-#include "lm_head_topk.h"
+#include "product_finish.h"
 
 namespace pyttc {
 namespace {
@@ -43,7 +43,7 @@ inline void load_weights(const bf16* w, int64_t stride, int count, int64_t depth
 
 // Tile C, [16 weight rows][16 hidden rows], to rows of out.
 template <int C>
-inline void store_logits(float* out, int64_t rows) {
+inline void store_block(float* out, int64_t rows) {
   alignas(64) float c[16][16];
   tile_store<C>(c, kTileBytes);
   for (int r = 0; r < 16 && r < rows; r += 4)
@@ -53,7 +53,7 @@ inline void store_logits(float* out, int64_t rows) {
       _MM_TRANSPOSE4_PS(a, b, d, e);
       const __m128 column[4] = {a, b, d, e};
       for (int j = 0; j < 4 && r + j < rows; ++j)
-        _mm_storeu_ps(out + (r + j) * kHeadBlock + v, column[j]);
+        _mm_storeu_ps(out + (r + j) * kProductBlock + v, column[j]);
     }
 }
 
@@ -81,16 +81,16 @@ __attribute__((nothrow)) inline void tile_block(const bf16* w, int64_t stride, i
       tile_dot<3, 5, 7>();
     }
   }
-  store_logits<0>(out, rows);
-  store_logits<1>(out + 16, rows);
+  store_block<0>(out, rows);
+  store_block<1>(out + 16, rows);
   if (N == 2) {
-    store_logits<2>(out + 16 * kHeadBlock, rows - 16);
-    store_logits<3>(out + 16 * kHeadBlock + 16, rows - 16);
+    store_block<2>(out + 16 * kProductBlock, rows - 16);
+    store_block<3>(out + 16 * kProductBlock + 16, rows - 16);
   }
 }
 
-void logits(const void* weight, int64_t stride, int count, const void* packed, int64_t rows,
-            int64_t h, float* out) {
+void block(const void* weight, int64_t stride, int count, const void* packed, int64_t rows,
+           int64_t h, float* out) {
   const Tiles tiles;
   const bf16* w = static_cast<const bf16*>(weight);
   const int64_t row_tile = tiles_of(h, kDepth) * kTileSize;
@@ -98,7 +98,7 @@ void logits(const void* weight, int64_t stride, int count, const void* packed, i
     for (int64_t r = 0; r < rows; r += 32) {
       const char* x = static_cast<const char*>(packed) + r / 16 * row_tile;
       const bf16* rows_of_w = w + v * stride;
-      float* to = out + r * kHeadBlock + v;
+      float* to = out + r * kProductBlock + v;
       if (rows - r > kTileRows)
         tile_block<2>(rows_of_w, stride, count - v, x, rows - r, h, to, r == 0);
       else
@@ -108,6 +108,6 @@ void logits(const void* weight, int64_t stride, int count, const void* packed, i
 
 }  // namespace
 
-extern const LmHead lm_head_bf16_amx = {packed_bytes, pack, logits};
+extern const ProductKernel product_bf16_amx = {packed_bytes, pack, block, finish<bf16>};
 
 }  // namespace pyttc

@@ -1,0 +1,91 @@
+"""The models that the engine is measured with, of random weights, and where its time goes."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import Any
+from unittest import mock
+
+import torch
+import transformers
+
+from pyttc import _C
+from pyttc.engine import Engine, Paths
+from pyttc.engine.model import RowModel
+
+from .common import clock
+
+# Shapes of a small Llama and of Qwen2.5-0.5B.
+CONFIGS: dict[str, transformers.PreTrainedConfig] = {
+    "125M": transformers.LlamaConfig(
+        vocab_size=32000,
+        hidden_size=768,
+        intermediate_size=2048,
+        num_hidden_layers=12,
+        num_attention_heads=12,
+        num_key_value_heads=4,
+        max_position_embeddings=8192,
+    ),
+    "0.5B": transformers.Qwen2Config(
+        vocab_size=151936,
+        hidden_size=896,
+        intermediate_size=4864,
+        num_hidden_layers=24,
+        num_attention_heads=14,
+        num_key_value_heads=2,
+        max_position_embeddings=8192,
+        tie_word_embeddings=True,
+    ),
+}
+PARTS = {
+    "matrix products": ("linear",),
+    "attention": ("prefix_tree_attention", "store_kv", "copy_pages"),
+    "other layers": ("rms_norm", "rotate", "silu_mul"),
+    "drawing": ("sample",),
+}
+TOKENS = 4  # a turn
+
+
+def plain(name: str, dtype: torch.dtype) -> Any:
+    """One of CONFIGS as transformers makes it."""
+    torch.manual_seed(0)
+    return transformers.AutoModelForCausalLM.from_config(CONFIGS[name], dtype=dtype).eval()
+
+
+def engine(name: str, dtype: torch.dtype, memory: str, batch_invariant: bool = True) -> Engine:
+    """An engine for it, whose paths never end by themselves."""
+    made = Engine(RowModel(plain(name, dtype), batch_invariant), memory=memory)
+    made.eos = []
+    return made
+
+
+def step_parts(paths: Paths, rounds: int = 6) -> dict[str, float]:
+    """Seconds of a decoding step by what they go to: those of PARTS, and "host", all the rest: Python, the
+    dispatch and the work of torch's operators, bookkeeping. Of several turns the fastest, since neighbours on
+    the machine only ever add."""
+    now, turns = clock(), []
+    inside: dict[str, float] = {}
+
+    def timed(part: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            start = now()
+            out = function(*args, **kwargs)
+            inside[part] += now() - start
+            return out
+
+        return call
+
+    with contextlib.ExitStack() as patches:
+        for part, kernels in PARTS.items():
+            for name in kernels:
+                kernel = timed(part, getattr(_C, name))
+                patches.enter_context(mock.patch.object(_C, name, kernel))
+        for _ in range(rounds + 1):
+            inside.update(dict.fromkeys(PARTS, 0.0))
+            start = now()
+            paths.decode(max_new_tokens=TOKENS, progress=False)
+            whole = now() - start
+            turns.append({**inside, "host": whole - sum(inside.values())})
+    fastest = min(turns[1:], key=lambda turn: sum(turn.values()))  # the first warms up
+    return {part: seconds / TOKENS for part, seconds in fastest.items()}

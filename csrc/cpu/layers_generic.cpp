@@ -1,0 +1,2 @@
+#define PYTTC_ISA_GENERIC
+#include "layers_kernel.h"

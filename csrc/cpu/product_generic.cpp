@@ -1,0 +1,2 @@
+#define PYTTC_ISA_GENERIC
+#include "product_kernel.h"

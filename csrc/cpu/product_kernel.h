@@ -1,0 +1,231 @@
+// Few rows: bound by reading the weights. They are asked for one group of weight rows ahead, into
+// the second level: rows are too short for the processor to foresee them. Many rows: bound by the
+// multiply-adds. A register block is 4 weight rows times as many rows as there are registers to add
+// up in; its weight rows stay in the first level while all the rows pass by. An element is W
+// partial sums over h (lane i takes every W-th from i on), added as the tree of hsum.
+#pragma once
+#include "product.h"
+#include "product_finish.h"
+#include "simd.h"
+
+namespace pyttc {
+namespace {
+
+// foldN(a, b): the lanes of a, N apart, added in pairs, then those of b.
+#if defined(__AVX512F__)
+constexpr int kRows = 4;
+inline vf fold8(vf a, vf b) {
+  return {
+      _mm512_add_ps(_mm512_shuffle_f32x4(a.v, b.v, 0x44), _mm512_shuffle_f32x4(a.v, b.v, 0xee))};
+}
+inline vf fold4(vf a, vf b) {
+  return {
+      _mm512_add_ps(_mm512_shuffle_f32x4(a.v, b.v, 0x88), _mm512_shuffle_f32x4(a.v, b.v, 0xdd))};
+}
+inline vf fold2(vf a, vf b) {
+  return {_mm512_add_ps(_mm512_shuffle_ps(a.v, b.v, 0x44), _mm512_shuffle_ps(a.v, b.v, 0xee))};
+}
+inline vf fold1(vf a, vf b) {
+  return {_mm512_add_ps(_mm512_shuffle_ps(a.v, b.v, 0x88), _mm512_shuffle_ps(a.v, b.v, 0xdd))};
+}
+inline vf to_quads(const vf* a) { return fold4(fold8(a[0], a[4]), fold8(a[8], a[12])); }
+#elif defined(__AVX2__)
+constexpr int kRows = 3;
+inline vf fold4(vf a, vf b) {
+  return {_mm256_add_ps(_mm256_permute2f128_ps(a.v, b.v, 0x20),
+                        _mm256_permute2f128_ps(a.v, b.v, 0x31))};
+}
+inline vf fold2(vf a, vf b) {
+  return {_mm256_add_ps(_mm256_shuffle_ps(a.v, b.v, 0x44), _mm256_shuffle_ps(a.v, b.v, 0xee))};
+}
+inline vf fold1(vf a, vf b) {
+  return {_mm256_add_ps(_mm256_shuffle_ps(a.v, b.v, 0x88), _mm256_shuffle_ps(a.v, b.v, 0xdd))};
+}
+inline vf to_quads(const vf* a) { return fold4(a[0], a[4]); }
+#else
+constexpr int kRows = 2;
+inline vf fold2(vf a, vf b) {
+  return {v4{a.v[0], a.v[1], b.v[0], b.v[1]} + v4{a.v[2], a.v[3], b.v[2], b.v[3]}};
+}
+inline vf fold1(vf a, vf b) {
+  return {v4{a.v[0], a.v[2], b.v[0], b.v[2]} + v4{a.v[1], a.v[3], b.v[1], b.v[3]}};
+}
+inline vf to_quads(const vf* a) { return a[0]; }
+#endif
+
+// The hsum of each of W vectors.
+inline vf hsums(const vf* a) {
+  return fold1(fold2(to_quads(a), to_quads(a + 1)), fold2(to_quads(a + 2), to_quads(a + 3)));
+}
+
+constexpr int64_t kNear = 24 << 10;  // bytes of the first level to fill
+
+// What is multiplied: rows are packed as `Packed`, and a vector of them meets a vector of weights
+// `T`.
+template <class Weight>
+struct Floats {
+  using T = Weight;
+  using Packed = float;
+  using Vector = vf;
+  static constexpr int kStep = W;  // elements of h
+  static vf load(const float* p) { return pyttc::load(p); }
+  static vf weights(const T* p) { return pyttc::load(p); }
+  static vf weights(const T* p, int n) { return load_n(p, n); }
+  static vf multiply_add(vf sum, vf w, vf x) { return fma(w, x, sum); }
+  static void pack(const T* x, int n, float* to) {
+    pyttc::store(to, n == W ? pyttc::load(x) : load_n(x, n));
+  }
+};
+
+#if defined(__AVX512BF16__)
+// Lane i takes elements 2i and 2i + 1 of every 32.
+struct Pairs {
+  using T = bf16;
+  using Packed = bf16;
+  using Vector = __m512bh;
+  static constexpr int kStep = 2 * W;
+  static Vector load(const bf16* p) {
+    Vector x;
+    __builtin_memcpy(&x, p, sizeof x);
+    return x;
+  }
+  static Vector weights(const bf16* p) { return load(p); }
+  static Vector weights(const bf16* p, int n) {
+    bf16 lane[kStep] = {};
+    __builtin_memcpy(lane, p, n * sizeof(bf16));
+    return load(lane);
+  }
+  static vf multiply_add(vf sum, Vector w, Vector x) { return {_mm512_dpbf16_ps(sum.v, w, x)}; }
+  static void pack(const bf16* x, int n, bf16* to) {
+    for (int i = n; i < kStep; ++i) to[i] = bf16{};
+    __builtin_memcpy(to, x, n * sizeof(bf16));
+  }
+};
+#endif
+
+template <class M>
+inline int64_t padded(int64_t h) {
+  return (h + M::kStep - 1) / M::kStep * M::kStep;
+}
+
+template <class M>
+int64_t packed_bytes(int64_t rows, int64_t h) {
+  return rows * padded<M>(h) * int64_t{sizeof(typename M::Packed)};
+}
+
+// Each row filled with zeros to whole vectors.
+template <class M>
+void pack(const void* rows, int64_t stride, int64_t n, int64_t h, void* packed) {
+  for (int64_t r = 0; r < n; ++r) {
+    const auto* x = static_cast<const typename M::T*>(rows) + r * stride;
+    auto* to = static_cast<typename M::Packed*>(packed) + r * padded<M>(h);
+    for (int64_t i = 0; i < h; i += M::kStep)
+      M::pack(x + i, static_cast<int>(h - i < M::kStep ? h - i : M::kStep), to + i);
+  }
+}
+
+template <class M>
+struct Rows {
+  const typename M::Packed* x;
+  int64_t h;
+};
+
+// Which of the weights `distance` elements on a register block asks for: the lines of every
+// `turns`-th vector, from `turn` on, so that the blocks which share some weights also share the
+// asking.
+struct Asking {
+  int64_t distance;
+  int turn, turns;
+};
+
+// V weight rows times R rows. Weight rows past `count` are computed as the last one.
+template <class M, int V, int R>
+inline void register_block(const typename M::T* weight, int64_t stride, int count, Rows<M> rows,
+                           float* out, Asking asking) {
+  const typename M::T* w[V];
+  for (int v = 0; v < V; ++v) w[v] = weight + (v < count ? v : count - 1) * stride;
+  vf sum[(V * R + W - 1) / W * W] = {};  // the 4 weight rows of a group and row lie side by side
+  int64_t i = 0;
+  const auto step = [&](auto... rest) {
+    typename M::Vector x[R];
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) x[r] = M::load(rows.x + r * padded<M>(rows.h) + i);
+    if (asking.turn-- == 0) {
+      for (int v = 0; v < V; ++v) __builtin_prefetch(w[v] + asking.distance + i, 0, 2);
+      asking.turn += asking.turns;
+    }
+#pragma GCC unroll 8
+    for (int v = 0; v < V; ++v) {
+      const typename M::Vector a = M::weights(w[v] + i, rest...);
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) {
+        vf& s = sum[(v / 4 * R + r) * 4 + v % 4];
+        s = M::multiply_add(s, a, x[r]);
+      }
+    }
+  };
+  for (; i + M::kStep <= rows.h; i += M::kStep) step();
+  if (i < rows.h) step(static_cast<int>(rows.h - i));
+
+  constexpr int kQuads = V / 4 * R;
+  for (int first_quad = 0; first_quad < kQuads; first_quad += W / 4) {
+    float lane[W];
+    store(lane, hsums(sum + first_quad * 4));
+    for (int q = 0; q < W / 4 && first_quad + q < kQuads; ++q) {
+      const int quad = first_quad + q;
+      __builtin_memcpy(out + quad % R * kProductBlock + quad / R * 4, lane + q * 4, 16);
+    }
+  }
+}
+
+// A register block of at most R rows.
+template <class M, int R>
+inline void some_rows(const typename M::T* w, int64_t stride, int count, Rows<M> rows, int64_t n,
+                      float* out, Asking asking) {
+  if constexpr (R > 1)
+    if (n < R) return some_rows<M, R - 1>(w, stride, count, rows, n, out, asking);
+  register_block<M, 4, R>(w, stride, count, rows, out, asking);
+}
+
+template <class M>
+void block(const void* weight, int64_t stride, int count, const void* packed, int64_t n, int64_t h,
+           float* out) {
+  const auto* w = static_cast<const typename M::T*>(weight);
+  const auto* x = static_cast<const typename M::Packed*>(packed);
+  if (n == 1) {  // twice the weight rows, so that the sums do not wait for each other
+    for (int v = 0; v < count; v += 8)
+      register_block<M, 8, 1>(w + v * stride, stride, count - v, {x, h}, out + v,
+                              {8 * stride, 0, 1});
+    return;
+  }
+  // As many weight rows as stay in the first level with a register block's rows.
+  const int64_t fit = kNear / (padded<M>(h) * int64_t{sizeof(typename M::Packed)}) - kRows;
+  const int group = static_cast<int>(fit < 4 ? 4 : fit / 4 * 4);
+  const int turns = static_cast<int>((n + kRows - 1) / kRows);
+  for (int from = 0; from < count; from += group) {
+    const int to = from + group < count ? from + group : count;
+    for (int64_t r = 0; r < n; r += kRows)
+      for (int v = from; v < to; v += 4) {
+        const Rows<M> rows{x + r * padded<M>(h), h};
+        some_rows<M, kRows>(w + v * stride, stride, count - v, rows, n - r,
+                            out + r * kProductBlock + v,
+                            {group * stride, static_cast<int>(r / kRows), turns});
+      }
+  }
+}
+
+template <class M>
+constexpr ProductKernel product() {
+  return {packed_bytes<M>, pack<M>, block<M>, finish<typename M::T>};
+}
+
+}  // namespace
+
+#if defined(__AVX512BF16__)
+extern const ProductKernel product_bf16_avx512bf16 = product<Pairs>();
+#else
+extern const ProductKernels PYTTC_ISA(product) = {
+    product<Floats<float> >(), product<Floats<bf16> >(), product<Floats<f16> >()};
+#endif
+
+}  // namespace pyttc

@@ -1,0 +1,192 @@
+"""Do the tests notice small changes to the Python code? A sample of all that tests/trust/operators.py can
+make of the ops, the sampler and the cache; each is run in a process of its own on that module's tests::
+
+    python -m tests.trust.python_mutants                 a sample of each module, and the evidence
+    python -m tests.trust.python_mutants store_kv 40     40 of a module's (0: all)
+
+torch and pytest are loaded once and each process is a fork, which loads the package itself."""
+
+from __future__ import annotations
+
+import ast
+import importlib.machinery
+import math
+import os
+import random
+import resource
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import hypothesis  # noqa: F401
+import numpy  # noqa: F401
+import pytest
+import scipy.stats  # noqa: F401
+import torch._dynamo.testing
+import torch.testing._internal.optests  # noqa: F401
+
+from .killed import ROOT, Killed
+from .operators import Mutation, mutations
+
+TIMEOUT = 150  # seconds
+SHARE = 0.25  # of a module's mutants
+SKIP = ("run_cuda",)  # the emulation of CUDA runs it, in a process of its own
+SLOW = "not instruction and not amx and not memory and not speed and not 64_bit and not compile"
+OPS = (
+    "merge_states",
+    "store_kv",
+    "copy_pages",
+    "topk_score",
+    "select_beams",
+    "sample",
+    "shared_prefix_attention",
+    "prefix_tree_attention",
+    "lm_head_topk",
+)
+ENGINE = ["tests/test_cache.py", "tests/test_paths.py", "tests/test_engine.py"]
+
+
+def of_op(name: str) -> list[str]:
+    common = ("invalid_calls.py::test_declared", "opcheck.py::test_opcheck")
+    common += ("invalid_calls.py::test_spoiled_calls",)
+    return [f"tests/test_{name}.py", *(f"tests/test_{test}[{name}]" for test in common)]
+
+
+MODULES: dict[str, list[str]] = {
+    **{f"pyttc/ops/{name}.py": of_op(name) for name in OPS},
+    "pyttc/ops/philox.py": ["tests/test_sample.py"],
+    "pyttc/ops/checks.py": [
+        "tests/test_overlap.py",
+        "tests/test_invalid_calls.py::test_declared",
+        "tests/test_invalid_calls.py::test_spoiled_calls",
+    ],
+    "pyttc/engine/cache.py": ENGINE,
+    "pyttc/engine/pool.py": ENGINE,
+    "pyttc/engine/tree.py": ENGINE,
+}
+
+
+def silent() -> None:
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for stream in range(3):
+        os.dup2(nowhere, stream)
+
+
+def load_instead(path: Path, tree: ast.Module) -> None:
+    """Imports of a file get this tree."""
+    original = importlib.machinery.SourceFileLoader.get_code
+
+    def get_code(self: importlib.machinery.SourceFileLoader, name: str) -> object:
+        if Path(self.path) == path:
+            return compile(tree, str(path), "exec")
+        return original(self, name)
+
+    importlib.machinery.SourceFileLoader.get_code = get_code  # type: ignore[method-assign]
+
+
+def outcome(path: str, tree: ast.Module) -> str:
+    """What the module's tests say of a tree of its code, in a process of its own."""
+    assert "pyttc" not in sys.modules  # a fork would have the code as it is
+    child = os.fork()
+    if child == 0:
+        code = 99
+        try:
+            os.setpgrp()
+            silent()
+            resource.setrlimit(resource.RLIMIT_AS, (24 << 30, 24 << 30))
+            load_instead(ROOT / path, tree)
+            options = ["-x", "-q", "-W", "ignore", "-p", "no:cacheprovider", "-k", SLOW]
+            code = int(pytest.main([*options, *MODULES[path]]))
+        finally:
+            os._exit(code)
+    end = time.time() + TIMEOUT
+    while time.time() < end:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            code = os.waitstatus_to_exitcode(status)
+            return "survives" if code == 0 else "killed"
+        time.sleep(0.02)
+    os.killpg(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return "killed"
+
+
+def survivors(path: str, wanted: Callable[[int], int]) -> tuple[int, int, list[dict[str, object]]]:
+    """How many mutants a module has, how many were tried, and those that survive."""
+    tree = ast.parse((ROOT / path).read_text())
+    found = list(mutations(tree, skip=SKIP))
+    if outcome(path, tree) != "survives":
+        raise SystemExit(f"{path}: its tests fail without a mutant")
+    tried = random.Random(path).sample(found, min(wanted(len(found)), len(found)))
+    alive, killed = [], Killed("python_mutants")
+    for mutation in tried:
+        key = killed.key(path, (mutation.line, found.index(mutation)))
+        if key in killed.known:
+            continue
+        if not survives(path, tree, mutation):
+            killed.add(key)
+        else:
+            alive.append({"line": mutation.line, "in": mutation.function, "what": mutation.what})
+            print(f"  {path}:{mutation.line} {mutation.function}: {mutation.what}", flush=True)
+    return len(found), len(tried), alive
+
+
+def survives(path: str, tree: ast.Module, mutation: Mutation) -> bool:
+    mutation.make()
+    ast.fix_missing_locations(tree)
+    try:
+        return outcome(path, tree) == "survives"
+    finally:
+        mutation.undo()
+
+
+def interval(share: float, n: int) -> tuple[float, float]:
+    """Wilson's, at 95 %."""
+    z = 1.96
+    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+    return round(middle - half, 4), round(middle + half, 4)
+
+
+def main(part: str = "", count: str = "") -> None:
+    began = time.time()
+    os.environ |= {"PYTTC_EXAMPLES": "20", "PYTTC_INVALID_CALLS": "900", "OMP_NUM_THREADS": "1"}
+    os.chdir(ROOT)
+    wanted: Callable[[int], int] = lambda n: math.ceil(n * SHARE)  # noqa: E731
+    if count:
+        wanted = lambda n: int(count) or n  # noqa: E731
+    modules, alive = {}, {}
+    for path in MODULES:
+        if part not in path:
+            continue
+        started = time.time()
+        number, tried, alive[path] = survivors(path, wanted)
+        killed = tried - len(alive[path])
+        modules[path] = {"mutants": number, "tried": tried, "killed": killed}
+        print(f"{path}: {killed} of {tried} killed ({time.time() - started:.0f} s)", flush=True)
+    if part:
+        return
+    from . import page  # loads the package, as the next does
+    from .evidence import write_evidence
+    from .kernel_mutants import MUTANTS
+
+    tried = sum(m["tried"] for m in modules.values())
+    killed = sum(m["killed"] for m in modules.values())
+    write_evidence(
+        "python_mutants",
+        "small changes to the Python code, and whether the tests notice: a random sample",
+        began,
+        mutants=sum(m["mutants"] for m in modules.values()),
+        tried=tried,
+        killed=killed,
+        killed_share_95_percent=interval(killed / tried, tried),
+        modules=modules,
+        survivors=alive,
+    )
+    page.write(MUTANTS)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
