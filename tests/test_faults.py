@@ -114,6 +114,9 @@ def test_memory_runs_out_at_any_request(
             verb(state)
     expected = state.result()
     del state
+    print(
+        f"{verb.__name__}: {len(some(seen.seen, share))} of {seen.seen} {requests.__name__} failed"
+    )
     for k in some(seen.seen, share):
         state = State(engine)
         before, failed = state.rows(), False
