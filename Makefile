@@ -13,8 +13,8 @@ CPP := git ls-files '*.cpp' '*.h' '*.cu' '*.cuh'
 # On a machine shared with others a thread that spins for work takes it from them.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: demo step test nightly examples soak asan tsan mutants bench curve gpu lint format
-.PHONY: clean
+.PHONY: demo step test nightly examples faults soak asan tsan mutants bench curve gpu lint
+.PHONY: format clean
 
 demo: $(VENV)/built
 	@if ls pyttc/models/*/model.safetensors >/dev/null 2>&1; then $(RUN) pyttc solve; \
@@ -33,6 +33,10 @@ nightly: $(VENV)/built
 # 20,000 examples a property test, 100,000 calls that must be refused (docs/trust).
 examples: $(VENV)/built
 	$(RUN) tests.trust.examples
+
+# Every request for memory fails in turn (docs/trust/faults.json).
+faults: $(VENV)/built
+	$(RUN) tests.trust.faults
 
 # An hour of random calls: memory, pages and the time of a step (docs/trust/soak.json).
 soak: $(VENV)/built

@@ -14,6 +14,7 @@ Everything is numpy arrays indexed by node; nothing here touches keys, values or
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,6 +22,7 @@ import numpy.typing as npt
 
 Ints = npt.NDArray[np.int64]
 ROOT = 0
+FREE = -1  # the references of a node that is none
 
 
 class OutOfPages(RuntimeError):
@@ -66,6 +68,7 @@ class PathCache:
         self.parent[ROOT], self.refs[ROOT] = -1, 1
         self._free_nodes = np.arange(63, 0, -1)
         self._nodes_left = 63
+        self._left: list[Ints] = []  # nodes let go of that may be nobody's now
         self._free_pages = np.arange(pages - 1, -1, -1, dtype=np.int32)
         self._pages_left = pages
         self.structure = 0  # changes whenever anything but a length does
@@ -95,32 +98,41 @@ class PathCache:
 
     def release(self, leaves: Ints) -> None:
         """Takes one reference of each leaf away; nodes nobody holds any more give back their
-        pages."""
-        refs, nodes = self.refs, leaves
-        while nodes.size:
-            np.subtract.at(refs, nodes, 1)
-            nodes = nodes[refs[nodes] == 0]
+        pages, at once or, should memory be out, with a later call."""
+        np.subtract.at(self.refs, leaves, 1)
+        self._left.append(leaves)
+        with contextlib.suppress(MemoryError):
+            self.sweep()
+
+    def sweep(self) -> None:
+        """Gives back the pages of all nodes that were let go of."""
+        while self._left:
+            nodes = self._left[-1]
+            nodes = nodes[self.refs[nodes] == 0]
             if nodes.size > 1:
                 nodes = np.unique(nodes)
+            rows, columns = ragged(pages_for(self.length[nodes], self.page_size))
+            freed, parents = self.table[nodes[rows], columns], self.parent[nodes]
+            self._left.pop()
             if nodes.size:
-                nodes = self._free(nodes)
+                self._give_back(freed)
+                self._free(nodes)
+                np.subtract.at(self.refs, parents, 1)
+                self._left.append(parents)
 
-    def _free(self, nodes: Ints) -> Ints:
-        """Gives back nodes that nobody holds and their pages; returns their parents."""
-        held = pages_for(self.length[nodes], self.page_size)
-        rows, columns = ragged(held)
-        freed = self.table[nodes[rows], columns]
-        self._free_pages[self._pages_left : self._pages_left + freed.size] = freed
-        self._pages_left += freed.size
+    def _free(self, nodes: Ints) -> None:
+        """Makes nodes that nobody holds free for others."""
         if self._known:
             for node in nodes.tolist():
                 self._forget(node)
         self._free_nodes[self._nodes_left : self._nodes_left + nodes.size] = nodes
         self._nodes_left += nodes.size
         self.structure += 1
-        parents = self.parent[nodes]
-        self.parent[nodes], self.length[nodes] = ROOT, 0
-        return parents
+        self.parent[nodes], self.length[nodes], self.refs[nodes] = ROOT, 0, FREE
+
+    def _give_back(self, pages: npt.NDArray[np.int32]) -> None:
+        self._free_pages[self._pages_left : self._pages_left + pages.size] = pages
+        self._pages_left += pages.size
 
     # --- writing
 
@@ -128,25 +140,22 @@ class PathCache:
         """Free pages that `write(leaves, counts)` takes."""
         return self._plan(leaves, counts)[0]
 
-    def _plan(self, leaves: Ints, counts: Ints) -> tuple[int, Ints, Ints]:
-        """Pages a write needs, which rows (indices) must leave a shared leaf, and which of those
-        copy."""
-        ps, length = self.page_size, self.length[leaves]
+    def _plan(self, leaves: Ints, counts: Ints) -> tuple[int, Ints, Ints, Ints]:
+        """Pages a write needs; the tokens that are in each path's own leaf before it; which rows (indices)
+        must leave a shared leaf for that, and which of those copy."""
+        ps, own = self.page_size, self.length[leaves]
         shared = np.flatnonzero(self.refs[leaves] > 1)
-        if not shared.size:
-            needed = pages_for(length + counts, ps) - pages_for(length, ps)
-            return int(needed.sum()), shared, shared
-        tail = length % ps
-        # where all who hold a partial page write, the first of them keeps it
-        held, first, writers = np.unique(leaves[shared], return_index=True, return_counts=True)
-        keeps = first[(writers == self.refs[held]) & (self.length[held] % ps > 0)]
-        leaving = np.delete(shared, keeps)
-        before = length.copy()
-        before[leaving] = 0
-        after = length + counts
-        after[leaving] = tail[leaving] + counts[leaving]
-        needed = pages_for(after, ps) - pages_for(before, ps)
-        return int(needed.sum()), leaving, leaving[tail[leaving] > 0]
+        leaving = copying = shared
+        if shared.size:
+            tail = own % ps
+            # where all who hold a partial page write, the first of them keeps it
+            held, first, writers = np.unique(leaves[shared], return_index=True, return_counts=True)
+            keeps = first[(writers == self.refs[held]) & (self.length[held] % ps > 0)]
+            leaving = np.delete(shared, keeps)
+            copying = leaving[tail[leaving] > 0]
+            own[shared] = tail[shared]  # full pages go to a node that all of them share
+        needed = int((pages_for(own + counts, ps) - pages_for(own, ps)).sum()) + copying.size
+        return needed, own, leaving, copying
 
     def write(self, leaves: Ints, counts: Ints) -> Written:
         """Makes room for counts[i] >= 1 more tokens at the end of path i.
@@ -154,20 +163,24 @@ class PathCache:
         A leaf held by more than one path may come several times, once for each path that writes.
 
         Raises:
-            OutOfPages: nothing was changed.
+            OutOfPages, MemoryError: nothing was changed.
         """
-        needed, leaving, copying = self._plan(leaves, counts)
+        needed, own, leaving, copying = self._plan(leaves, counts)
         if needed > self._pages_left:
             raise OutOfPages(needed, self._pages_left, self.pages)
+        # what may run out of memory comes before what changes anything
+        have, holds = pages_for(own, self.page_size), pages_for(own + counts, self.page_size)
+        rows, columns = ragged(holds - have)
+        self._widen(int(holds.max(initial=0)))
+        self._grow(2 * leaving.size)
         copy_from = copy_to = np.empty(0, np.int64)
         if leaving.size:
             old = leaves[leaving]
-            tail = self.length[old] % self.page_size
+            tail = own[leaving]
             base = self._make_shareable(old)
             new = self._take_nodes(leaving.size)
             self.parent[new] = base
             self.start[new] = self.start[base] + self.length[base]
-            self.length[new] = tail
             self.refs[new] = 1
             np.add.at(self.refs, base, 1)
             np.subtract.at(self.refs, old, 1)
@@ -178,7 +191,10 @@ class PathCache:
                 copy_to = self.table[new[copies], 0].astype(np.int64)
             leaves = leaves.copy()
             leaves[leaving] = new
-        self._extend(leaves, counts)
+        self.length[leaves] = own + counts
+        if rows.size:
+            self.table[leaves[rows], have[rows] + columns] = self._take_pages(rows.size)
+            self.structure += 1
         return Written(leaves, copy_from, copy_to)
 
     def _make_shareable(self, leaves: Ints) -> Ints:
@@ -195,16 +211,17 @@ class PathCache:
 
         The node keeps its id, its handles and its children, and what lies after the cut.
         """
-        known = {n: self._forget(n) for n in nodes.tolist()} if self._known else {}
+        width = self.table.shape[1]
+        columns = np.minimum(np.arange(width) + pages[:, None], width - 1)
+        below = np.take_along_axis(self.table[nodes], columns, 1)
         upper = self._take_nodes(nodes.size)
+        known = {n: self._forget(n) for n in nodes.tolist()} if self._known else {}
         self.table[upper] = self.table[nodes]
         self.parent[upper] = self.parent[nodes]
         self.start[upper] = self.start[nodes]
         self.length[upper] = pages * self.page_size
         self.refs[upper] = 1
-        width = self.table.shape[1]
-        columns = np.minimum(np.arange(width) + pages[:, None], width - 1)
-        self.table[nodes] = np.take_along_axis(self.table[nodes], columns, 1)
+        self.table[nodes] = below
         self.parent[nodes] = upper
         self.start[nodes] += pages * self.page_size
         self.length[nodes] -= pages * self.page_size
@@ -217,32 +234,19 @@ class PathCache:
                 self._remember(node, salt, tokens[cut:])
         return upper
 
-    def _extend(self, leaves: Ints, counts: Ints) -> None:
-        """Lengthens leaves that belong to one path each."""
-        length = self.length[leaves]
-        have = pages_for(length, self.page_size)
-        self.length[leaves] = length + counts
-        extra = pages_for(length + counts, self.page_size) - have
-        total = int(extra.sum())
-        if total:
-            widest = int((have + extra).max())
-            if widest > self.table.shape[1]:
-                more = max(widest, 2 * self.table.shape[1]) - self.table.shape[1]
-                self.table = np.pad(self.table, ((0, 0), (0, more)))
-            rows, columns = ragged(extra)
-            self.table[leaves[rows], have[rows] + columns] = self._take_pages(total)
-            self.structure += 1
-
-    def take_back(self, leaves: Ints, counts: Ints) -> None:
-        """Undoes the lengthening of a `write` whose tokens were not stored after all."""
-        have = pages_for(self.length[leaves], self.page_size)
-        self.length[leaves] -= counts
-        keep = pages_for(self.length[leaves], self.page_size)
+    def take_back(self, before: Ints, written: Ints, counts: Ints) -> None:
+        """Undoes a `write` of paths that ended in the leaves `before`, and now in `written`."""
+        left = before != written
+        again, dropped, leaves = before[left], written[left], written[~left]
+        length = self.length[leaves] - counts[~left]
+        keep, have = (pages_for(n, self.page_size) for n in (length, self.length[leaves]))
         rows, columns = ragged(have - keep)
         freed = self.table[leaves[rows], keep[rows] + columns]
-        self._free_pages[self._pages_left : self._pages_left + freed.size] = freed
-        self._pages_left += freed.size
+        self.length[leaves] = length
+        self._give_back(freed)
         self.structure += 1
+        np.add.at(self.refs, again, 1)
+        self.release(dropped)
 
     def tokens_under(self, leaves: Ints) -> int:
         """Tokens of all nodes on the way from the root to `leaves`, each node once."""
@@ -266,20 +270,29 @@ class PathCache:
         return self._free_pages[self._pages_left : self._pages_left + count][::-1]
 
     def _take_nodes(self, count: int) -> Ints:
-        while count > self._nodes_left:
-            size = self.refs.size
-            for name in ("parent", "start", "length", "refs"):
-                setattr(self, name, np.concatenate([getattr(self, name), np.zeros(size, np.int64)]))
-            self.table = np.concatenate([self.table, np.zeros_like(self.table)])
-            free = np.concatenate(
-                [np.arange(2 * size - 1, size - 1, -1), self._free_nodes[: self._nodes_left]]
-            )
-            self._free_nodes = np.concatenate([free, np.zeros(2 * size - free.size, np.int64)])
-            self._nodes_left += size
+        self._grow(count)
         self._nodes_left -= count
         self.structure += 1
-        taken = self._free_nodes[self._nodes_left : self._nodes_left + count][::-1].copy()
-        return taken
+        return self._free_nodes[self._nodes_left : self._nodes_left + count][::-1].copy()
+
+    def _grow(self, nodes: int) -> None:
+        """Makes at least so many nodes free."""
+        while nodes > self._nodes_left:
+            size = self.refs.size
+            names = ("parent", "start", "length", "refs")
+            grown = {n: np.concatenate([getattr(self, n), np.zeros(size, np.int64)]) for n in names}
+            table = np.concatenate([self.table, np.zeros_like(self.table)])
+            fresh = np.arange(2 * size - 1, size - 1, -1)
+            free = np.concatenate([fresh, self._free_nodes[: self._nodes_left]])
+            free = np.concatenate([free, np.zeros(2 * size - free.size, np.int64)])
+            self.__dict__.update(grown, table=table, _free_nodes=free)
+            self._nodes_left += size
+
+    def _widen(self, pages: int) -> None:
+        """Makes room for so many pages of a node."""
+        width = self.table.shape[1]
+        if pages > width:
+            self.table = np.pad(self.table, ((0, 0), (0, max(pages, 2 * width) - width)))
 
     # --- prompts that begin alike
 

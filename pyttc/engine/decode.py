@@ -79,17 +79,18 @@ def decode(
                 running, tokens = running[valid], tokens[valid]
                 arrays = {name: value[valid] for name, value in arrays.items()}
             own = paths.rows[running]
+            ends = np.zeros(running.size, np.int8)
+            ends[room[running] <= decoded[running] + 1] = CONTEXT
+            ends[limit[running] <= decoded[running] + 1] = LENGTH
+            ends[stops.met(tokens, paths.segment, own, decoded[running])] = UNTIL
+            ends[is_eos[tokens]] = EOS
             paths.segment.reserve(own, np.ones_like(own))
+            # the step is whole from here on
             paths.segment.push(own, tokens, **arrays)
             paths.lengths[running] += 1
             paths._hidden_row[running] = -1
-            decoded[running] += 1
-            ends = np.zeros(running.size, np.int8)
-            ends[room[running] <= decoded[running]] = CONTEXT
-            ends[limit[running] <= decoded[running]] = LENGTH
-            ends[stops.met(tokens, paths.segment, own, decoded[running])] = UNTIL
-            ends[is_eos[tokens]] = EOS
             paths.ends[running] = ends
+            decoded[running] += 1
             advance(running.size)
             running = running[ends == 0]
             paths.cost.took(time.perf_counter() - begun)

@@ -142,6 +142,7 @@ class Engine:
         """Gives back the pages of paths nobody refers to any more."""
         while self._dropped:
             self.cache.release(self._dropped.pop())
+        self.cache.sweep()
 
     # --- text
 

@@ -30,16 +30,17 @@ class Segment:
         room = self.tokens.shape[1]
         if needed > room:
             more = ((0, 0), (0, max(needed, 2 * room) - room))
-            self.tokens = np.pad(self.tokens, more)
+            tokens = np.pad(self.tokens, more)
             self.values = {
                 name: np.pad(value, more, constant_values=np.nan)
                 for name, value in self.values.items()
             }
+            self.tokens = tokens
 
     def push(
         self, rows: Ints, tokens: npt.NDArray[np.int32], **values: npt.NDArray[np.float32]
     ) -> None:
-        """One sampled token for each of `rows`."""
+        """One sampled token for each of `rows`. There must be room."""
         at = self.count[rows]
         self.tokens[rows, at] = tokens
         for name, value in values.items():
@@ -47,8 +48,8 @@ class Segment:
         self.count[rows] = at + 1
 
     def extend(self, rows: Ints, counts: Ints, tokens: npt.NDArray[np.int32]) -> None:
-        """Forced tokens, counts[i] for rows[i], one after the other: their values stay NaN."""
-        self.reserve(rows, counts)
+        """Forced tokens, counts[i] for rows[i], one after the other: their values stay NaN. There must be
+        room."""
         each, columns = ragged(counts)
         self.tokens[rows[each], self.count[rows[each]] + columns] = tokens
         self.count[rows] += counts

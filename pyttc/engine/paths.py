@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 # why a path stopped in its last decode call; "" while it has not
 ENDS = ("", "eos", "until", "length", "context", "invalid", "stopped")
-ARRAYS = ("leaves", "prompt", "lengths", "path_ids", "parents", "depth", "seeds", "ends", "rows")
+ARRAYS = ("prompt", "lengths", "path_ids", "parents", "depth", "seeds", "ends", "rows")
 DONE = np.isin(np.arange(len(ENDS)), (1, 4, 5))  # those after which a path cannot go on
 
 
@@ -164,7 +164,6 @@ class Paths:
             k -= (times.cumsum() - times).repeat(times)
         self._own = False
         forks = self._take(index)
-        self.engine.cache.share(self.leaves, times)
         fresh = self.depth == 0
         if fresh.any():
             fresh &= self.new_lengths == 0
@@ -173,6 +172,9 @@ class Paths:
         if seed is not None:
             forks.seeds = np.full(index.size, seed, np.int64)
         forks.ends *= DONE[forks.ends]
+        leaves = self.leaves[index]
+        self.engine.cache.share(self.leaves, times)
+        forks.leaves = leaves
         self.cost.forked(self.lengths, times - (times > 0))
         return forks
 
@@ -245,12 +247,12 @@ class Paths:
                 f"text: got one for a path of {longest} tokens, expected at most {engine.max_length}"
             )
         chosen = np.flatnonzero(counts)
+        tokens = np.concatenate([np.zeros(0, np.int32), *each])
         self.begin_writing()
+        self.segment.reserve(self.rows[chosen], counts[chosen])
         if not keep_eos:
             self._take_back_eos(chosen[self.ends[chosen] == 1])
-        self.segment.extend(
-            self.rows[chosen], counts[chosen], np.concatenate([np.zeros(0, np.int32), *each])
-        )
+        self.segment.extend(self.rows[chosen], counts[chosen], tokens)
         self.lengths[chosen] += counts[chosen]
         self.ends[chosen] = 0
         self._hidden_row[chosen] = -1
@@ -300,10 +302,10 @@ class Paths:
             taken.path_ids[again] = child_ids(self.path_ids, self.lengths, none, of, k)
             self.cost.forked(self.lengths[of], np.ones_like(of))
         taken.parents = index
-        self.engine.cache.share(taken.leaves, np.ones_like(taken.leaves))
-        self.engine.cache.release(self.leaves)
-        taken.leaves, kept = np.empty(0, np.int64), taken.leaves
+        kept, dropped = self.leaves[index], self.leaves
+        self.engine.cache.share(kept, np.ones_like(kept))
         self.__dict__.update({**taken.__dict__, "leaves": kept})
+        self.engine.cache.release(dropped)
         return self
 
     def score(self, scorer: Callable[[Paths], Any]) -> torch.Tensor:
@@ -343,8 +345,8 @@ class Paths:
     # --- what decoding is made of
 
     def _take(self, index: Ints) -> Paths:
-        """The paths at `index` as another object; references in the cache are the caller's
-        business."""
+        """The paths at `index` as another object, but for their leaves: it holds nothing in the
+        cache."""
         other = object.__new__(Paths)
         other.engine, other.prompts, other.words, other.cost = (
             self.engine,
@@ -352,6 +354,7 @@ class Paths:
             self.words,
             self.cost,
         )
+        other.leaves = np.empty(0, np.int64)
         for name in ARRAYS:
             setattr(other, name, getattr(self, name)[index])
         other.segment, other._own = self.segment, self._own
@@ -362,8 +365,8 @@ class Paths:
     def begin_writing(self) -> None:
         """Makes the rows of the history these paths' own."""
         if not self._own:
-            self.segment = Segment(self.segment, self.rows)
-            self.rows, self._own = np.arange(len(self)), True
+            segment, rows = Segment(self.segment, self.rows), np.arange(len(self))
+            self.segment, self.rows, self._own = segment, rows, True
 
     def sample_identity(self, which: Ints) -> tuple[Ints, Ints]:
         """(keys, 32-bit path ids) of the draws of the paths at `which`."""
@@ -385,29 +388,30 @@ class Paths:
         if not waiting.size:
             return
         engine.collect()
-        first = cache.lengths(self.leaves[waiting])
+        before = self.leaves[waiting]
+        first = cache.lengths(before)
         counts = self.lengths[waiting] - first
-        written = cache.write(self.leaves[waiting], counts)
-        self.leaves[waiting] = written.leaves
+        tokens = history.tail(self.segment, self.rows[waiting], counts)
+        written = cache.write(before, counts)
         try:
             engine.pool.copy(written.copy_from, written.copy_to)
-            tokens = history.tail(self.segment, self.rows[waiting], counts)
             if skip:
                 hidden = self._hidden.new_full((waiting.size, self._hidden.shape[1]), torch.nan)
             else:
                 hidden = engine.run(written.leaves, first, counts, tokens)
+            hidden_row = self._hidden_row.copy()
+            hidden_row[waiting] = np.arange(waiting.size)
+            kept = np.flatnonzero(self._hidden_row >= 0)
+            if kept.size:
+                rows, at = np.unique(self._hidden_row[kept], return_inverse=True)
+                hidden_row[kept] = at + waiting.size
+                old = self._hidden[torch.from_numpy(rows).to(hidden.device)]
+                hidden = torch.cat([hidden[: waiting.size], old])
         except BaseException:
-            cache.take_back(written.leaves, counts)
+            cache.take_back(before, written.leaves, counts)
             raise
         self.hollow |= skip
-        kept = np.flatnonzero(self._hidden_row >= 0)
-        self._hidden_row[waiting] = np.arange(waiting.size)
-        if kept.size:
-            rows, self._hidden_row[kept] = np.unique(self._hidden_row[kept], return_inverse=True)
-            self._hidden_row[kept] += waiting.size
-            old = self._hidden[torch.from_numpy(rows).to(hidden.device)]
-            hidden = torch.cat([hidden[: waiting.size], old])
-        self._hidden = hidden
+        self.leaves[waiting], self._hidden, self._hidden_row = written.leaves, hidden, hidden_row
         self.cost.passed(first, counts, cache.tokens_under(written.leaves))
         self.cost.held(engine.kv_bytes, self.lengths)
 

@@ -76,16 +76,15 @@ class Stops:
         rows: npt.NDArray[np.int64],
         decoded: npt.NDArray[np.int64],
     ) -> npt.NDArray[np.bool_]:
-        """Which of the paths at `rows`, each with a new token, are at a stop; decoded[i] tokens are
-        new."""
+        """Which of the paths at `rows` are at a stop with one more token each, after decoded[i] others of
+        this call."""
         met: npt.NDArray[np.bool_] = self.is_stop[tokens]
         if self.strings:
             for i in np.flatnonzero(self.may_end[tokens] & ~met).tolist():
                 count = int(segment.count[rows[i]])
-                new = segment.tokens[
-                    rows[i], max(count - int(decoded[i]), count - self.reach, 0) : count
-                ]
-                text = self.tokenizer.decode([*self.lead, *new.tolist()])
+                first = max(count - int(decoded[i]), count + 1 - self.reach, 0)
+                new = [*segment.tokens[rows[i], first:count].tolist(), int(tokens[i])]
+                text = self.tokenizer.decode([*self.lead, *new])
                 start = len(self.tokenizer.decode(self.lead))
                 met[i] = any(text.find(stop, start) >= 0 for stop in self.strings)
         return met

@@ -71,8 +71,10 @@ def property_tests() -> list[str]:
     return [str(Path("tests") / file.name) for file in mine] + [INVALID]
 
 
-def run(file: str) -> tuple[bool, str]:
-    command = [sys.executable, "-m", "pytest", "-q", "-rP", "--hypothesis-show-statistics", file]
+def run(file: str, *options: str) -> tuple[bool, str]:
+    """Whether the tests of a file passed, and all they said."""
+    pytest = [sys.executable, "-m", "pytest", "-q", "-rP", "--hypothesis-show-statistics"]
+    command = [*pytest, file, *options]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     return done.returncode == 0, done.stdout + done.stderr
 

@@ -29,7 +29,8 @@ from tests.pages import check_engine
 from tests.trust.evidence import ROOT, write_evidence
 
 MOST_PATHS, MOST_TOKENS = 300, 400  # kept at one time, and of one path
-PROBES, PROBE_STEPS = 50, 16  # a minute, and steps each
+PROBES, PROBE_STEPS = 20, 16  # a minute, and steps each
+LEAST_ROUNDS = 5  # of 20 calls a minute, however slow the machine
 SLOPE, DRIFT = 2**20, 0.05  # bytes an hour, and of the time of a step
 
 
@@ -195,12 +196,14 @@ def soak(
     probe, samples = Probe(traffic.engine), Samples()
     began = time.monotonic()
     for number in range(1, minutes + 1):
-        while time.monotonic() - began < number * minute:
+        rounds = 0
+        while rounds < LEAST_ROUNDS or time.monotonic() - began < number * minute:
             start = time.thread_time()
             for _ in range(20):
                 traffic.step()
             traffic.check()
             time.sleep((time.thread_time() - start) * (1 / load - 1))
+            rounds += 1
         traffic.end()
         samples.step.append(probe.time())
         samples.memory.append(resident())

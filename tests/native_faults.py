@@ -1,0 +1,84 @@
+"""Every allocation of the native kernels fails in turn. Run by tests/test_faults_native.py in a process of
+its own, with tests/failing_new.cpp loaded before it: prints how many failed, as JSON."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from pyttc.tree_plan import TreePlan
+from tests.common import same
+from tests.kernels import IN_PLACE
+from tests.ops import NAMES, fresh, function, sample_inputs, tensors
+
+fail_new = ctypes.CDLL(None).fail_new
+fail_new.argtypes, fail_new.restype = [ctypes.c_long, ctypes.c_char_p], ctypes.c_long
+MODULE = b"/_C."
+
+
+def all_fail(call: Callable[[], Any], unchanged: Callable[[], bool]) -> int:
+    """Runs `call` with the first allocation failing, the second, and so on until none is left."""
+    k = 1
+    while True:
+        fail_new(k, MODULE)
+        try:
+            call()
+        except MemoryError:
+            fail_new(-1, MODULE)
+            assert unchanged()
+        else:
+            assert fail_new(-1, MODULE) < k, "an allocation failed and nobody was told"
+            return k - 1
+        k += 1
+
+
+def of_op(name: str, most: int) -> int:
+    failed = 0
+    samples = [c for c in sample_inputs(name) if c[1].get("impl") in (None, "native")]
+    samples = [c for c in samples if not any(t.dtype == torch.float64 for t in tensors(c))]
+    for call in samples[:: max(1, len(samples) // most)]:
+        given, kwargs = fresh(call)
+        kwargs["impl"] = "native"
+        before = [t.clone() for t in tensors((given, kwargs))]
+
+        def run(args: Any = given, kwargs: Any = kwargs) -> Any:
+            return tensors(function(name)(*args, **kwargs))
+
+        def unchanged(given: Any = (given, kwargs), before: Any = before) -> bool:
+            return all(map(same, tensors(given), before))
+
+        if name in IN_PLACE:  # one call that succeeds, the last
+            failed += all_fail(run, unchanged)
+            continue
+        expected = run()
+        failed += all_fail(run, unchanged)
+        assert all(map(same, run(), expected))
+    return failed
+
+
+def of_plan() -> int:
+    """A plan that could not be filled is filled anew, and holds what a fresh one does."""
+    ints = [torch.tensor(x) for x in ([-1, 0, 0, 1], [0, 8, 12, 16, 20], range(20))]
+    lengths = [torch.tensor([128, 64, 40 + i, 50 + 3 * i]) for i in range(3)]
+    leaves = torch.tensor([3, 3, 2, 1, 0, -1])
+    plan, failed = TreePlan(16, 4, "cpu"), 0
+    for length in lengths:
+        tree = (*ints, length, leaves)
+        failed += all_fail(lambda tree=tree: plan.fill(tree), lambda: True)
+        assert all(map(same, plan.fill(tree), TreePlan(16, 4, "cpu").fill(tree)))
+    return failed
+
+
+def main() -> None:
+    torch.set_num_threads(2)
+    counts = {name: of_op(name, int(sys.argv[1])) for name in NAMES}
+    print(json.dumps({**counts, "TreePlan": of_plan()}))
+
+
+if __name__ == "__main__":
+    main()
