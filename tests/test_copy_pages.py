@@ -80,6 +80,7 @@ def invalid_calls():
         ((k_pages, v_pages, src, dst + 2**40), {}, "dst"),
         ((k_pages, v_pages, src, torch.tensor([2, 3, 2])), {}, "dst"),
         ((wide, v_pages, src, dst), {}, "k_pages"),
+        ((k_pages[..., ::4], v_pages[..., ::4], src, dst), {}, "k_pages"),
         ((k_pages, wide, src, dst), {}, "v_pages"),
         ((expanded, v_pages, src, dst), {}, "k_pages"),
         ((k_pages, expanded, src, dst), {}, "v_pages"),
@@ -141,8 +142,9 @@ def test_many_pages_whatever_the_threads(layout, pairs):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_copies_larger_than_the_caches(layout):
-    k_pages, v_pages = pool((2, 100, 16, 8, 96), torch.bfloat16, layout)
+@pytest.mark.parametrize("d", [96, 90])  # whole cache lines in every layout, or not
+def test_copies_larger_than_the_caches(layout, d):
+    k_pages, v_pages = pool((2, 100, 16, 8, d), torch.bfloat16, layout)
     assert_as_by_loop((k_pages, v_pages, torch.arange(100), torch.arange(100).roll(37)))
 
 

@@ -43,6 +43,12 @@ def attempt(name, call, impl=None):
     return None
 
 
+def first_named(error, names):
+    """The argument that a message is about: another may be named as what is expected."""
+    places = {name: re.search(rf"(?<!\w){re.escape(name)}(?!\w)", str(error)) for name in names}
+    return min((found.start(), name) for name, found in places.items() if found)[1]
+
+
 def names_one(error, names):
     return any(re.search(rf"(?<!\w){re.escape(name)}(?!\w)", str(error)) for name in names)
 
@@ -56,6 +62,8 @@ def test_declared(name):
             error = attempt(name, (args, kwargs), impl)
             assert error is not None, f"call {i} ({argument}), impl={impl}: was accepted"
             assert names_one(error, [argument]), f"call {i}, impl={impl}: {error}"
+            names = {a.name for a in schema(name).arguments} | {argument}
+            assert first_named(error, names) == argument, f"call {i}, impl={impl}: {error}"
 
 
 def spoiled_tensor(tensor, others, pick):

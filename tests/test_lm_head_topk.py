@@ -102,6 +102,7 @@ def invalid_calls():
         ((hidden, weight.to("meta"), 5), {}, "weight"),
         ((torch.randn(16, 3).T, weight, 5), {}, "hidden"),
         ((hidden, torch.randn(16, 40).T, 5), {}, "weight"),
+        ((hidden[:, ::8], weight[:, ::8], 5), {}, "hidden"),
         ((hidden, weight, 0), {}, "k"),
         ((hidden, weight, 41), {}, "k"),
         ((hidden, torch.randn(2000, 16), 1025), {}, "k"),

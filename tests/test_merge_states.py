@@ -53,6 +53,7 @@ def invalid_calls():
         ((out, lse, out, lse[:, None]), {}, "lse_b"),
         ((wide, lse, out, lse), {}, "out_a"),
         ((out, lse, wide, lse), {}, "out_b"),
+        ((out[:, ::4], lse, out[:, ::4], lse), {}, "out_a"),
         ((out, lse, out.to("meta"), lse), {}, "out_b"),
         ((out, lse, out, lse.to("meta")), {}, "lse_b"),
         ((out, lse, out, lse), {"impl": "fastest"}, "impl"),

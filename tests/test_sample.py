@@ -118,6 +118,7 @@ def invalid_calls():
     for mask in (words.long(), words[:3], words[:, :9], words[0], words.to("meta"), words.t()):
         yield (x,), {**good, "mask": mask}, "mask"
     yield (x,), {**good, "mask": torch.zeros(4, 20, dtype=torch.int32)[:, ::2]}, "mask"
+    yield (x[:, :64],), {**good, "mask": torch.zeros(4, 4, dtype=torch.int32)[:, ::2]}, "mask"
     yield (x,), {**good, "impl": "fast"}, "impl"
 
 

@@ -72,6 +72,7 @@ def invalid_calls():
         ((s, lp[:5], t, g, width), {}, "logprobs"),
         ((s, lp[0], t, g, width), {}, "logprobs"),
         ((s, spread(lp, last=2), t, g, width), {}, "logprobs"),
+        ((s, lp[:, ::2], t[:, ::2], g, width), {}, "logprobs"),
         ((s, lp, t.float(), g, width), {}, "tokens"),
         ((s, lp, t[:, :3], g, width), {}, "tokens"),
         ((s, lp, spread(t, last=2), g, width), {}, "tokens"),

@@ -91,6 +91,7 @@ def invalid_calls():
         ((k, wide, k_pages, v_pages, slots), {}, "v"),
         ((k, v, wide_pages, v_pages, slots), {}, "k_pages"),
         ((k, v, k_pages, wide_pages, slots), {}, "v_pages"),
+        ((*(t[..., ::4] for t in (k, v, k_pages, v_pages)), slots), {}, "k"),
         ((k, v, expanded, v_pages, slots), {}, "k_pages"),
         ((k, v, k_pages, k_pages, slots), {}, "v_pages"),
         ((k, v, both[:3], both[1:], slots), {}, "v_pages"),

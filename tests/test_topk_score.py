@@ -55,6 +55,7 @@ def invalid_calls():
     yield (x.int(), 3), {}, "logits"
     yield (x.t(), 3), {}, "logits"
     yield (x[:, ::2], 3), {}, "logits"
+    yield (x[:, ::150], 2), {}, "logits"
     yield (x[:, :0], 1), {}, "logits"
     for k in (0, -1, 301, 2**40):
         yield (x, k), {}, "k"
@@ -247,6 +248,20 @@ def test_bits_do_not_depend_on_threads(shape, rows, threads, seed):
         assert same(one, pyttc.topk_score(logits, k))
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("at", [0, 20_000, 39_999])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_bad_row_is_seen_by_whichever_thread_reads_it(at, value):
+    logits = torch.randn(1, 40_000)
+    logits[0, at] = value
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(4)
+        bad = pyttc.topk_score(logits, 5)
+    finally:
+        torch.set_num_threads(before)
+    assert (bad.indices == -1).all() and (bad.logsumexp == -torch.inf).all()
 
 
 def test_k_shows_in_nothing_but_how_many_columns_come_back():

@@ -2,8 +2,12 @@
 
 import pytest
 import torch
+import triton
+import triton.language as tl
 
 import pyttc
+from pyttc.ops.philox import uniforms
+from pyttc.triton_kernels.common import uniform
 
 from ..forests import Forest
 from ..kernels import calls, check, check_far_pages, dense, kernel_ops
@@ -22,6 +26,22 @@ def test_the_order_of_programs_does_not_show(name, monkeypatch):
     monkeypatch.setattr(programs, "backwards", True)
     for call in calls(name):
         check(name, call, "triton")
+
+
+@triton.jit
+def uniforms_kernel(seed_ptr, path_ptr, position_ptr, out_ptr):
+    i = tl.program_id(0)
+    draw = uniform(tl.load(seed_ptr + i), tl.load(path_ptr + i), tl.load(position_ptr + i))
+    tl.store(out_ptr + i, draw)
+
+
+def test_uniform_numbers_have_all_their_bits():
+    make = torch.Generator().manual_seed(0)
+    seeds = torch.randint(0, 2**63 - 1, (200,), generator=make)
+    counters = torch.randint(0, 2**32, (2, 200), generator=make)
+    out = torch.empty(200, dtype=torch.float64)
+    uniforms_kernel[(200,)](seeds, *counters, out)
+    assert torch.equal(out, uniforms(seeds, *counters))
 
 
 def test_offsets_are_64_bit():

@@ -163,7 +163,7 @@ MUTANTS = [
         ),
         (
             "common",
-            "sample",
+            "uniform",
             "a bit of the uniform numbers is lost",
             "(low.to(tl.int64) >> 11)",
             "(low.to(tl.int64) >> 12)",
