@@ -13,8 +13,8 @@ CPP := git ls-files '*.cpp' '*.h' '*.cu' '*.cuh'
 # On a machine shared with others a thread that spins for work takes it from them.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: demo step test nightly examples faults soak asan tsan mutants bench curve gpu lint
-.PHONY: format clean
+.PHONY: demo step test nightly examples faults kills soak asan tsan mutants bench curve gpu
+.PHONY: lint format clean
 
 demo: $(VENV)/built
 	@if ls pyttc/models/*/model.safetensors >/dev/null 2>&1; then $(RUN) pyttc solve; \
@@ -41,6 +41,11 @@ faults: $(VENV)/built
 # An hour of random calls: memory, pages and the time of a step (docs/trust/soak.json).
 soak: $(VENV)/built
 	$(RUN) tests.trust.soak --minutes 60
+
+# Searches killed at 100 random points and interrupted at 200, resumed, compared bit for bit.
+kills: $(VENV)/built
+	$(RUN) tests.trust.kills --points 100
+	$(RUN) tests.trust.interrupts --moments 200
 
 # The native extension under sanitizers, gcc's, in copies of the source under build/.
 asan: $(VENV)/built

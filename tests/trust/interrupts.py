@@ -2,8 +2,8 @@
 
     python -m tests.trust.interrupts [--moments 200]
 
-After each, no page is held, the handler of Ctrl-C is what it was, the same search gives the same bits, and the
-one that was interrupted, taken up from its journal, ends as if it had not been. The counts are left in
+After each, no page is held, the handler of Ctrl-C is what it was, the same search gives the same bits, and
+the one that was interrupted, taken up from its journal, ends as if it had not been. The counts are left in
 docs/trust.
 """
 
