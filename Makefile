@@ -13,8 +13,8 @@ CPP := git ls-files '*.cpp' '*.h' '*.cu' '*.cuh'
 # On a machine shared with others a thread that spins for work takes it from them.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: demo step test nightly examples faults kills soak asan tsan mutants bench curve gpu
-.PHONY: lint format clean
+.PHONY: demo step test nightly examples fuzz faults kills soak asan tsan mutants bench curve
+.PHONY: gpu lint format clean
 
 demo: $(VENV)/built
 	@if ls pyttc/models/*/model.safetensors >/dev/null 2>&1; then $(RUN) pyttc solve; \
@@ -33,6 +33,11 @@ nightly: $(VENV)/built
 # 20,000 examples a property test, 100,000 calls that must be refused (docs/trust).
 examples: $(VENV)/built
 	$(RUN) tests.trust.examples
+
+# A minute of coverage-guided fuzzing of each target; what is found is kept (tests/fuzz).
+fuzz: $(VENV)/built
+	$(PIP) atheris
+	$(RUN) tests.fuzz.run --seconds 60
 
 # Every request for memory fails in turn (docs/trust/faults.json).
 faults: $(VENV)/built

@@ -154,6 +154,12 @@ def register(
             if value is None and str(argument.type) == "Tensor":
                 raise TypeError(f"{argument.name}: got None, expected a tensor") from None
 
+    def refuse_overflow(args: tuple[Any, ...]) -> None:
+        """torch does not say which number it cannot take: names the argument."""
+        for name, value in zip(names, args, strict=False):
+            if isinstance(value, int) and not -(2**63) <= value < 2**63:
+                raise ValueError(f"{name}: got {value}, expected a number of 64 bits")
+
     def check_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         try:
             check(*args, **kwargs)
@@ -197,6 +203,7 @@ def register(
             try:
                 result = native(*args, **kwargs)
             except Exception:
+                refuse_overflow(args)
                 return default(*args, **kwargs)
             if in_place:
                 increment_version([args[i] for i in in_place])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -66,7 +67,7 @@ class PrefixTree:
         *,
         device: torch.device | str | None = None,
     ) -> None:
-        if not 1 <= page_size <= 256:
+        if not isinstance(page_size, int) or not 1 <= page_size <= 256:
             checks.fail("page_size", page_size, "1 to 256")
         up, tokens, ends = (
             ints("parents", parents),
@@ -101,9 +102,10 @@ class PrefixTree:
                 "parents", f"{int(up[i])} for node {i}", "a forest, but it leads to a cycle"
             )
         if nodes and isinstance(pages[0], torch.Tensor):
-            ids = torch.cat([torch.as_tensor(p).cpu() for p in pages])
+            ids = ints("pages", torch.cat([torch.as_tensor(p).cpu() for p in pages]))
         else:
-            ids = torch.tensor([int(p) for p in chain.from_iterable(pages)], dtype=torch.int64)
+            ids = ints("pages", list(chain.from_iterable(pages)))
+        within("pages", ids, -(2**31), 2**31 - 1)
         offsets = torch.zeros(nodes + 1, dtype=torch.int64)
         torch.cumsum(counts, 0, out=offsets[1:])
         self._host = up, offsets, ids, tokens, ends
@@ -191,7 +193,12 @@ class Planned(NamedTuple):
 
 
 def ints(name: str, values: Ints) -> torch.Tensor:
-    tensor = torch.as_tensor(values).cpu()
+    try:
+        tensor = torch.as_tensor(values).cpu()
+    except (TypeError, ValueError, OverflowError, RuntimeError) as error:
+        raise TypeError(
+            f"{name}: got {reprlib.repr(values)}, expected integers of 64 bits"
+        ) from error
     if tensor.numel() == 0:
         tensor = tensor.to(torch.int64)
     if tensor.dim() != 1:

@@ -159,7 +159,7 @@ def test_pages_run_out_at_any_page(engine: Engine, monkeypatch: pytest.MonkeyPat
                     alive[1].select(range(len(alive[1]) // 2))
 
         root = tried(lambda: engine.prefill(PROMPT, seed=3))
-        paths = root.fork(8)
+        paths = root.fork(4)
         target = paths.new_lengths[0] + 20
         tried(lambda: paths.decode(max_new_tokens=target - paths.new_lengths), root, paths)
         paths.append([9] * 20)
@@ -171,11 +171,11 @@ def test_pages_run_out_at_any_page(engine: Engine, monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(engine, "cache", engine.cache)  # given back at the end
     monkeypatch.setattr(engine, "_trees", engine._trees)
-    with_pages(engine, 60)
+    with_pages(engine, 32)
     expected = whole()
     assert expected[0] == 0
     finished = 0
-    for pages in range(60):
+    for pages in range(32):
         with_pages(engine, pages)
         try:
             refused, *tokens = whole()
@@ -184,7 +184,7 @@ def test_pages_run_out_at_any_page(engine: Engine, monkeypatch: pytest.MonkeyPat
         except OutOfPages:
             pass
         check_engine(engine)
-    assert finished > 10
+    assert finished > 5
 
 
 def test_a_model_that_raises_in_the_middle_of_a_step(

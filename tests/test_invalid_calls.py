@@ -22,7 +22,7 @@ DTYPES = [
     torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64,
 ]  # fmt: skip
 # Sizes that would fit in memory are left out of the large numbers: they are valid, and take minutes.
-NUMBERS = [-1, -(2**31), -(2**63), 2**40, 2**63 - 1, 2**64, 1e308, 2.5, -1.0]
+NUMBERS = [-1, -(2**31), -(2**63), 2**40, 2**63 - 1, 2**64, 10**400, 1e308, 2.5, -1.0]
 NUMBERS += [float("nan"), float("inf"), -float("inf"), "many", True, None, [], [1], torch.ones(3)]
 INDICES = [-1, -2, -(2**31), 2**31 - 1, 2**40, -(2**63), 2**63 - 1]
 

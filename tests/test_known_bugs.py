@@ -12,6 +12,7 @@ import torch
 
 import pyttc
 from pyttc.engine.cache import PathCache
+from pyttc.ops.philox import uniforms
 
 from .common import same
 
@@ -133,6 +134,16 @@ def test_seeds_of_a_batch_are_each_rows_own(impl):
         assert tokens[i] == alone.tokens[0]
 
 
+def test_streams_of_draws_have_nothing_in_common():
+    # local-inference-lab/vllm#205: two uses of one range of Philox counters are correlated
+    ids = torch.arange(100_000)
+    streams = [uniforms(7, ids, ids * 0 + 3, draw, use) for draw in (0, 1) for use in (0, 1)]
+    streams += [uniforms(7, ids * 0 + 3, ids), uniforms(8, ids, ids * 0 + 3)]
+    together = torch.corrcoef(torch.stack(streams)) - torch.eye(len(streams))
+    assert together.abs().max() < 0.02  # six standard deviations
+    assert (streams[0] == streams[4]).nonzero().tolist() == [[3]]  # path 3 at position 3 is both
+
+
 BAD = [math.nan, math.inf, -math.inf, -1.0, 1e30, "0.5", None]
 
 
@@ -184,6 +195,31 @@ def test_the_last_columns_count(impl):
 
 
 # --- layout
+
+
+@impls
+def test_heads_too_wide_are_refused_and_not_served_by_something_else(impl):
+    # transformers#46960: a head dimension above 256 falls back to another computation without a word
+    q, kv, own = (
+        torch.randn(1, 1, 2, 264),
+        torch.randn(2, 1, 4, 1, 264),
+        torch.randn(2, 1, 1, 3, 1, 264),
+    )
+    with pytest.raises(ValueError, match=r"^q: got shape .* 16 to 256"):
+        pyttc.shared_prefix_attention(q, *kv, *own, torch.tensor([[1]]), impl=impl)
+
+
+@impls
+@pytest.mark.parametrize("name", ["path_ids", "positions"])
+def test_tensors_of_two_devices_are_refused(name, impl):
+    # flashinfer#924: an illegal access where tensors lie on another device
+    ids = {
+        "path_ids": torch.zeros(2, dtype=torch.long),
+        "positions": torch.zeros(2, dtype=torch.long),
+    }
+    ids[name] = ids[name].to("meta")
+    with pytest.raises((ValueError, RuntimeError), match=name):
+        pyttc.sample(torch.randn(2, 9), seed=0, **ids, impl=impl)
 
 
 @impls

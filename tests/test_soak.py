@@ -21,7 +21,7 @@ def short_probe(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def run(traffic: Traffic, minutes: int = 2) -> tuple[Samples, list[str]]:
     said: list[str] = []
-    return soak(traffic, minutes, say=said.append, minute=1.0), said
+    return soak(traffic, minutes, say=said.append, minute=0.7), said
 
 
 def test_random_traffic_loses_nothing(engine: Any) -> None:
@@ -36,7 +36,7 @@ def test_a_leak_of_memory_shows(engine: Any) -> None:
     traffic, held = Traffic(engine, seed=2), []
     free = traffic.free
     traffic.free = lambda paths: (free(paths), held.append(np.ones(40_000)))  # type: ignore[assignment]
-    samples, _ = run(traffic, 4)
+    samples, _ = run(traffic, 3)
     assert samples.memory_slope() > SLOPE
 
 

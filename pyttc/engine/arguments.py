@@ -18,7 +18,7 @@ def array_of(name: str, value: Any, expected: str) -> npt.NDArray[Any]:
         array = np.asarray(value.cpu() if isinstance(value, torch.Tensor) else value)
     except (TypeError, ValueError) as error:
         raise TypeError(f"{name}: got {reprlib.repr(value)}, expected {expected}") from error
-    if array.dtype.kind not in "biuf":
+    if array.dtype.kind not in "biuf" or array.dtype == np.uint64:  # torch has no uint64
         raise TypeError(f"{name}: got {reprlib.repr(value)}, expected {expected}")
     return array
 
@@ -29,7 +29,7 @@ def whole_numbers(name: str, value: Any, low: int | None = None) -> Ints:
         return np.array(value)
     expected = "whole numbers" if low is None else f"whole numbers >= {low}"
     array = array_of(name, value, expected)
-    if array.size and (array.dtype.kind not in "iu" or array.dtype == np.uint64):
+    if array.size and array.dtype.kind not in "iu":
         raise TypeError(f"{name}: got {reprlib.repr(value)}, expected {expected}")
     if low is not None and array.size and int(array.min()) < low:
         raise ValueError(f"{name}: got {int(array.min())}, expected {expected}")

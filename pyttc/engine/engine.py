@@ -23,6 +23,7 @@ from .support import check_answers
 from .tree import TreeBuilder
 
 CHUNK = 256  # rows a pass over a prompt
+LONGEST_TOKEN = 256  # characters; texts are bounded before they are split into tokens
 Prompt = str | Sequence[int] | torch.Tensor | npt.NDArray[np.integer[Any]]
 
 
@@ -42,8 +43,10 @@ class Engine:
         *,
         memory: int | str | None = None,
         page_size: int = 16,
+        max_paths: int = 2**20,
     ) -> None:
         self.model, self.tokenizer = model, tokenizer
+        self.max_paths = whole_number("max_paths", max_paths, 1)
         self.device = model.device
         self.pool = KVPool(
             model.layers,
@@ -80,6 +83,7 @@ class Engine:
         *,
         memory: int | str | None = None,
         page_size: int = 16,
+        max_paths: int = 2**20,
         batch_invariant: bool = True,
     ) -> Engine:
         """Loads a checkpoint: its weights from safetensors only, its code from transformers only.
@@ -91,6 +95,7 @@ class Engine:
             memory: for keys and values, bytes or "4GiB"; None: a quarter of the machine's memory,
                 on a GPU 60 % of what is free. It is taken as paths need it (on a GPU, at once).
             page_size: tokens a page, 1 to 256.
+            max_paths: the most paths of one Paths object.
             batch_invariant: a row of a matrix product has the same bits whatever the number of
                 rows. Off, results of a path may depend on how many run beside it.
 
@@ -98,7 +103,13 @@ class Engine:
             Unsupported: for a model that cannot be served exactly, with the reason.
         """
         model = load(str(source), chosen_device(device), dtype, batch_invariant)
-        engine = cls(model, load_tokenizer(str(source)), memory=memory, page_size=page_size)
+        engine = cls(
+            model,
+            load_tokenizer(str(source)),
+            memory=memory,
+            page_size=page_size,
+            max_paths=max_paths,
+        )
         check_answers(engine)
         return engine
 
@@ -149,7 +160,13 @@ class Engine:
     def encode_all(self, prompts: Any) -> list[npt.NDArray[np.int32]]:
         """One prompt or many, text or token ids, as arrays of ids."""
         single = self.is_single("prompts", prompts)
+        if not single:
+            self.check_paths("prompts", len(prompts))
         return [self.encode(p) for p in ([prompts] if single else prompts)]
+
+    def check_paths(self, name: str, count: int) -> None:
+        if count > self.max_paths:
+            raise ValueError(f"{name}: got {count}, expected at most {self.max_paths}, max_paths")
 
     @staticmethod
     def is_single(name: str, texts: Any) -> bool:
@@ -172,6 +189,11 @@ class Engine:
             if self.tokenizer is None:
                 raise ValueError(
                     f"{name}: got text, but this engine has no tokenizer: give token ids"
+                )
+            if len(text) > LONGEST_TOKEN * self.max_length:
+                raise ValueError(
+                    f"{name}: got a text of {len(text)} characters, expected at most "
+                    f"{LONGEST_TOKEN} times {self.max_length}, the model's length"
                 )
             ids = np.array(self.tokenizer(text, add_special_tokens=special)["input_ids"], np.int64)
         else:
@@ -227,7 +249,8 @@ class Engine:
             counts: Ints = np.array([ids.size for ids in encoded], np.int64) - before
             tokens = np.concatenate([ids[n:] for ids, n in zip(encoded, known, strict=True)])
             with held_interrupts() as check:
-                hidden = self.run(np.array(leaves, np.int64), before, counts, tokens, check)
+                ends = np.array(leaves, np.int64)
+                hidden = self.run(ends, before, counts, tokens, check)
         except OutOfPages as error:
             self.cache.release(np.array(leaves, np.int64))
             needed = self.required_pages([ids.size for ids in encoded])
@@ -235,7 +258,7 @@ class Engine:
         except BaseException:
             self.cache.release(np.array(leaves, np.int64))
             raise
-        paths = Paths(self, np.array(leaves, np.int64), encoded, hidden, seed, cost)
+        paths = Paths(self, ends, encoded, hidden, seed, cost)
         lengths = before + counts
         cost.prompted(int(counts.sum()), int(lengths.sum()))
         cost.passed(before, counts, self.cache.tokens_under(paths.leaves))

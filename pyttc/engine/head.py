@@ -44,10 +44,18 @@ class LinearHead:
 
     @classmethod
     def from_file(cls, path: str, activation: str | None = "sigmoid") -> LinearHead:
-        """From a safetensors file with `weight` and, if there is one, `bias`."""
+        """From a safetensors file with `weight` and, if there is one, `bias`.
+
+        Raises:
+            ValueError: for a file that holds no such head.
+        """
+        from safetensors import SafetensorError
         from safetensors.torch import load_file
 
-        tensors = load_file(path)
+        try:
+            tensors = load_file(path)
+        except SafetensorError as error:
+            raise ValueError(f"{path}: not a safetensors file ({error})") from None
         if "weight" not in tensors:
             raise ValueError(f"{path}: holds {sorted(tensors)}, expected 'weight' and maybe 'bias'")
         return cls(tensors["weight"], tensors.get("bias", 0.0), activation)

@@ -156,7 +156,9 @@ class Paths:
                 same draws, whatever n is: fork(64) is fork(16) and fork(48, start=16).
         """
         times = for_each("n", whole_numbers("n", n, 0), len(self))
-        start = whole_number("start", start, 0)
+        for count in (times.max(initial=0), times.sum()):  # each bounded, the sum cannot overflow
+            self.engine.check_paths("n", int(count))
+        start = whole_number("start", start, 0, 2**62)
         seed = None if seed is None else whole_number("seed", seed)
         index = np.arange(times.size).repeat(times)
         k = np.arange(start, start + index.size)
@@ -286,6 +288,7 @@ class Paths:
         index = whole_numbers("indices", given).reshape(-1)
         if index.size and not 0 <= int(index.min()) <= int(index.max()) < len(self):
             raise IndexError(f"indices: got {index.tolist()}, expected 0 to {len(self) - 1}")
+        self.engine.check_paths("indices", index.size)
         order = np.argsort(index, kind="stable")
         copy = np.zeros(
             index.size, np.int64
@@ -339,6 +342,8 @@ class Paths:
 
     def spend_flops(self, flops: float) -> None:
         """Adds a scorer's work to the cost."""
+        if not isinstance(flops, (int, float)) or not 0 <= flops < float("inf"):
+            raise ValueError(f"flops: got {flops!r}, expected a finite number >= 0")
         self.cost.ran.flops += flops
         self.cost.unshared.flops += flops
 

@@ -31,6 +31,10 @@ class KVPool:
         self.page_bytes = 2 * layers * page_size * kv_heads * head_dim * dtype.itemsize
         self.token_bytes = self.page_bytes // page_size
         limit = default_memory(device) if memory is None else parse_memory(memory)
+        if limit > total_memory(device):
+            raise ValueError(
+                f"memory: got {limit} bytes, expected at most the {total_memory(device)} of the machine"
+            )
         self.pages = min(limit // self.page_bytes, 2**31 // page_size)
         if self.pages < 1:
             raise ValueError(
@@ -60,7 +64,7 @@ def parse_memory(memory: int | str) -> int:
     number, unit = memory[:-3].strip(), memory[-3:]
     try:
         return int(float(number) * UNITS[unit])
-    except (KeyError, ValueError):
+    except (KeyError, ValueError, OverflowError):
         raise ValueError(
             f"memory: got {memory!r}, expected bytes, or a number with KiB, MiB, GiB or TiB"
         ) from None
@@ -70,4 +74,10 @@ def default_memory(device: torch.device) -> int:
     """A quarter of the machine's memory; on a GPU, 60 % of what is free."""
     if device.type == "cuda":
         return int(0.6 * torch.cuda.mem_get_info(device)[0])
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4
+    return total_memory(device) // 4
+
+
+def total_memory(device: torch.device) -> int:
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[1])
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

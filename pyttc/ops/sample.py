@@ -130,11 +130,13 @@ def row_values(values: tuple[Any, ...], name: str, like: torch.Tensor) -> tuple[
 
 def _filled(name: str, value: Any, like: torch.Tensor) -> torch.Tensor:
     dtype = _ROW_DTYPES[name]
-    if dtype is torch.int64:
-        if not isinstance(value, int) or not -(2**63) <= value < 2**63:
-            raise TypeError(f"{name}: got {value!r}, expected a 64-bit integer or a tensor [B]")
-    elif not isinstance(value, (int, float)):
-        raise TypeError(f"{name}: got {value!r}, expected a number or a tensor [B]")
+    if isinstance(value, int):
+        fits = -(2**63) <= value < 2**63
+    else:
+        fits = isinstance(value, float) and dtype is torch.float64
+    if not fits:
+        kind = "64-bit integer" if dtype is torch.int64 else "number"
+        raise TypeError(f"{name}: got {value!r}, expected a {kind} or a tensor [B]")
     return torch.full(like.shape[:1], value, dtype=dtype, device=like.device)
 
 

@@ -1,4 +1,7 @@
-"""Every request for memory fails in turn, in the engine and in the native module: python -m tests.trust.faults"""
+"""Every request for memory fails in turn, in the engine and in the native module.
+
+python -m tests.trust.faults
+"""
 
 from __future__ import annotations
 
