@@ -26,9 +26,10 @@ step: $(VENV)/built
 test: $(VENV)/built
 	$(RUN) pytest
 
-# The same tests with far more examples, and those too slow for every push.
+# The same tests with far more examples, those too slow for every push, and all that attacks them.
 nightly: $(VENV)/built
 	PYTTC_EXAMPLES=10000 PYTTC_INVALID_CALLS=100000 $(RUN) pytest -m "nightly or not gpu"
+	$(MAKE) asan tsan fuzz faults kills soak examples mutants
 
 # 20,000 examples a property test, 100,000 calls that must be refused (docs/trust).
 examples: $(VENV)/built
