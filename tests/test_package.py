@@ -21,6 +21,7 @@ from pyttc import _C, cli
 from pyttc.commands.info import information
 from pyttc.dispatch import IMPLS, ops
 from tests.common import LEVELS
+from tests.trust import readme
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -128,6 +129,10 @@ def test_readme_table_is_what_the_rows_say() -> None:
 
 def test_readme_says_of_countdown_what_the_curve_says() -> None:
     assert countdown.rewritten(README) == README
+
+
+def test_readme_says_of_trust_what_was_run() -> None:
+    assert readme.rewritten(README) == README
 
 
 def test_ci_runs_the_readme_command() -> None:
