@@ -53,8 +53,8 @@ def cuts(data):
     """Prefixes of a journal: at the ends of records and within them."""
     ends = np.cumsum([len(text) for text in data.splitlines(True)]).tolist()
     draw = np.random.default_rng(0)
-    some = ends if len(ends) < 12 else [ends[0], *draw.choice(ends[1:-1], 8, False), ends[-2]]
-    return [0, 1, *some, *(end - 1 for end in some[:2]), *draw.integers(ends[0], len(data), 4)]
+    some = ends if len(ends) < 7 else [ends[0], *draw.choice(ends[1:-1], 3, False), ends[-2]]
+    return [1, *some, some[1] - 1, *draw.integers(ends[0], len(data), 2)]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -68,7 +68,7 @@ SCORER_FAULTS = {
 
 
 @pytest.mark.parametrize("fault", SCORER_FAULTS)
-@pytest.mark.parametrize("name", ["beam", "rebase", "particle-filter", "lookahead"])
+@pytest.mark.parametrize("name", ["beam", "rebase"])
 def test_a_scorer_that_fails_ends_the_search_alone(engine, head, name, fault):
     wrong, kind, said = SCORER_FAULTS[fault]
     expected, free = solve(engine, PROMPTS[:1], name, head), engine.free_pages
@@ -82,6 +82,14 @@ def test_a_scorer_that_fails_ends_the_search_alone(engine, head, name, fault):
     gc.collect()
     assert engine.free_pages == free
     assert solve(engine, PROMPTS[:1], name, head) == expected
+
+
+@pytest.mark.parametrize("score", [-np.inf, np.inf])
+@pytest.mark.parametrize("name", ["beam", "dvts", "rebase", "particle-filter", "weighted-vote"])
+def test_infinite_scores_are_scores(engine, name, score):
+    strategy = named(name, 8, Means(lambda paths: np.full(len(paths), score)))
+    found = search.solve(engine, PROMPTS, strategy, stop_when_verified=False, **countdown.options())
+    assert {node.score for node in found[0].tree.nodes if node.score is not None} == {score}
 
 
 @pytest.mark.parametrize("fault", ["verify", "tool", "answer"])

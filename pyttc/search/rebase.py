@@ -37,7 +37,10 @@ class Rebase:
             scores = scores[paths.parents]
             times = np.zeros(len(paths), np.int64)
             for prompt, rows in run.groups(paths):
-                weight = np.exp((scores[rows] - scores[rows].max()) / self.temperature)
+                best = scores[rows].max()
+                weight = (scores[rows] == best).astype(float)  # what an infinite score leaves
+                if np.isfinite(best):
+                    weight = np.exp((scores[rows] - best) / self.temperature)
                 times[rows] = shares(weight, int(width[prompt]))
             paths = run.fork(paths, times)
 
