@@ -193,18 +193,18 @@ def test_a_model_that_raises_in_the_middle_of_a_step(
     state = State(engine)
     decode(state)
     expected = state.result()
-    mlp = engine.model.model.model.layers[0].mlp
-    forward, calls = mlp.forward, [0]
+    hidden, calls = engine.model.hidden, [0]
 
-    def failing(x: torch.Tensor) -> torch.Tensor:
+    def failing(*step: Any) -> torch.Tensor:
         calls[0] += 1
+        states = hidden(*step)  # keys and values are stored
         if calls[0] == 4:
             raise RuntimeError("no more")
-        return forward(x)
+        return states
 
     state = State(engine)
     before = state.rows()
-    monkeypatch.setattr(mlp, "forward", failing)
+    monkeypatch.setattr(engine.model, "hidden", failing)
     with pytest.raises(RuntimeError, match="no more"):
         decode(state)
     # three whole steps, of which the first needed no pass of its own

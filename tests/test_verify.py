@@ -122,14 +122,13 @@ def test_draws_that_are_off_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_cache_that_leaks_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    free = PathCache._free
+    give_back = PathCache._give_back
 
-    def forgets_a_page(self: PathCache, nodes: Any) -> Any:
-        before, parents = self._pages_left, free(self, nodes)
-        self._pages_left -= self._pages_left > before + 2
-        return parents
+    def forgets_a_page(self: PathCache, pages: Any) -> None:
+        give_back(self, pages)
+        self._pages_left -= pages.size > 2
 
-    monkeypatch.setattr(PathCache, "_free", forgets_a_page)
+    monkeypatch.setattr(PathCache, "_give_back", forgets_a_page)
     assert failures("pages: nothing lost, freed twice or seen by another path")
 
 

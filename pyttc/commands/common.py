@@ -20,9 +20,10 @@ def number(low: float, kind: Callable[[str], Any] = int) -> Callable[[str], Any]
     def parse(text: str) -> Any:
         try:
             value = kind(text)
-        except ValueError:
-            value = math.nan
-        if not (math.isfinite(value) and value >= low):
+            fits = math.isfinite(value) and value >= low
+        except (ValueError, OverflowError):
+            fits = False
+        if not fits:
             what = "a whole number" if kind is int else "a number"
             raise argparse.ArgumentTypeError(f"got {text!r:.40}, expected {what} >= {low:g}")
         return value

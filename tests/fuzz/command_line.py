@@ -14,17 +14,24 @@ WORDS = [
     *("solve", "curve", "show", "info", "verify", "--help", "--version", "--", "-", "", "=", "-n"),
     *("--model", "--device", "--n", "--strategy", "--seconds", "--tokens", "--flops", "--save"),
     *("--prompt", "--html", "--steps", "--json", "--seed", "--problems", "--numbers", "--temperature"),
-    *("0", "1", "-1", "1e308", "nan", "inf", "9" * 400, "0x10", "beam", "sample-n", "1,2>3", "run.json"),
+    *("0", "1", "1e308", "inf", "9" * 400, "0x10", "beam", "sample-n", "1,2>3", "run.json", "nan", "-1"),
 ]  # fmt: skip
-SEEDS = (b"", b"\x00\x12", b"\x02\x27\x12\x22", b"\x00\x0e\x22", bytes(range(12)))
+LINES = (
+    "show run.json --steps " + "9" * 400,
+    "solve 1,2>3 --n inf",
+    "curve --seconds nan --problems -1",
+)
+SEEDS = (b"", *(bytes(map(WORDS.index, line.split(" "))) for line in LINES))
 
 
 def target(data: bytes) -> None:
     reader, words = Reader(data), []
     while reader.at < len(data) and len(words) < 12:
         pick = reader.below(len(WORDS) + 4)
-        text = reader.take(pick % 8 * 4).decode("utf-8", "replace")
-        words.append(WORDS[pick] if pick < len(WORDS) else text)
+        if pick < len(WORDS):
+            words.append(WORDS[pick])
+        else:
+            words.append(reader.take(1 + reader.below(12)).decode("utf-8", "replace"))
     parsed = {name: SimpleNamespace(add=c.add, run=lambda args: 0) for name, c in COMMANDS.items()}
     out, error = io.StringIO(), io.StringIO()
     with (

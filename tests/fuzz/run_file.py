@@ -18,22 +18,21 @@ SEEDS = (
 FILE = Path(tempfile.mkdtemp()) / "run.json"
 
 
-def whole() -> tuple[bytes, bytes]:
+def whole() -> bytes:
     tree = SearchTree(["1,2>3:"], [], [1], {"model": "m"})
     common = {"prompt": 0, "path": 0, "logprob": -0.5, "verified": None}
     tree.nodes.append(Node(parent=-1, text="1+2=", tokens=[3, 4], score=None, end="tool", **common))
     tree.nodes.append(Node(parent=0, text="3;", tokens=[5], score=0.25, end="eos", **common))
     tree.save(FILE)
-    return FILE.read_bytes(), FILE.with_suffix(".safetensors").read_bytes()
+    return FILE.read_bytes()
 
 
-TEXT, ARRAYS = whole()
+WHOLE = whole()
 
 
 def target(data: bytes) -> None:
     reader = Reader(data)
-    FILE.write_bytes(patched(TEXT, reader) if reader.below(8) else reader.left())
-    FILE.with_suffix(".safetensors").write_bytes(patched(ARRAYS, reader))
+    FILE.write_bytes(patched(WHOLE, reader) if reader.below(8) else reader.left())
     try:
         tree = SearchTree.load(FILE)
     except ValueError:
