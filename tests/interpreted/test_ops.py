@@ -4,10 +4,10 @@ import pytest
 import torch
 import triton
 import triton.language as tl
+from pyttc.triton_kernels.common import uniform
 
 import pyttc
 from pyttc.ops.philox import uniforms
-from pyttc.triton_kernels.common import uniform
 
 from ..forests import Forest
 from ..kernels import calls, check, check_far_pages, dense, kernel_ops
