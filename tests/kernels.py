@@ -101,6 +101,8 @@ def tops(kind: str, shape: tuple[int, int], dtype: torch.dtype, seed: int = 0) -
         x = x.round().clamp(-2, 2)
     if kind == "constant":
         x.fill_(1.25)
+    if kind == "zeros":
+        x = torch.zeros(shape).copysign(x)
     if kind == "offset":
         x += 1e4 if dtype is torch.float32 else 300
     if kind == "holes":
@@ -133,6 +135,8 @@ def topk_score_calls() -> list[Call]:
         ((tops("random", (1, 4097), bf16), 40), {"temperature": 0.7}),
         ((tops("ties", (1, 4096), f16), 7), {"temperature": 2.0}),
         ((tops("constant", (1, 5000), bf16), 300), {}),
+        ((tops("constant", (1, 9000), f32), 16), {}),
+        ((tops("zeros", (1, 4500), f32), 20), {}),
         ((tops("holes", (1, 4500), f32), 16), {"temperature": 1e-300}),
         ((tops("few", (1, 4200), f32), 12), {}),
         ((tops("bad", (3, 4200), f32), 3), {}),

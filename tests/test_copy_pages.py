@@ -45,6 +45,8 @@ def sample_inputs():
     calls = [(call(4, shape, dtype), {}) for shape in shapes for dtype in DTYPES]
     calls += [(call(5, (3, 6, 2, 3, 8), torch.bfloat16, layout), {}) for layout in LAYOUTS]
     calls += [(call(5, (6, 4, 2, 8), torch.float32, layout), {}) for layout in LAYOUTS]
+    k_pages, _, src, dst = call(5, (6, 4, 2, 8))
+    calls.append(((k_pages, pool((6, 4, 2, 8), layout="heads")[1], src, dst), {}))
     calls.append((call(5, (6, 4, 2, 8), index=torch.int32), {}))
     calls.append((call(0, (6, 4, 2, 8)), {}))
     calls.append((call(3, (2, 6, 4, 0, 8)), {}))
@@ -79,6 +81,7 @@ def invalid_calls():
         ((k_pages, v_pages, src, dst + 2), {}, "dst"),
         ((k_pages, v_pages, src, dst + 2**40), {}, "dst"),
         ((k_pages, v_pages, src, torch.tensor([2, 3, 2])), {}, "dst"),
+        ((k_pages[:1], v_pages[:1], src[1:2], dst[:1] - 2), {}, "src"),
         ((wide, v_pages, src, dst), {}, "k_pages"),
         ((k_pages[..., ::4], v_pages[..., ::4], src, dst), {}, "k_pages"),
         ((k_pages, wide, src, dst), {}, "v_pages"),

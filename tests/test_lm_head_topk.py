@@ -133,6 +133,14 @@ def invalid_calls():
     return calls
 
 
+def test_the_temperature_is_1_by_itself():
+    hidden, weight = inputs(3, 40, 16)
+    for path in ({}, counters(3)):
+        said = lm_head_topk(hidden, weight, 5, **path, temperature=1.0)
+        for a, b in zip(lm_head_topk(hidden, weight, 5, **path), said, strict=True):
+            assert torch.equal(a, b)
+
+
 @pytest.mark.parametrize("case", range(len(invalid_calls())))
 def test_invalid_calls_name_the_argument(case):
     args, kwargs, name = invalid_calls()[case]

@@ -31,6 +31,8 @@ def sample_inputs():
     calls = [(states(shape, dtype), {}) for shape in shapes for dtype in DTYPES]
     calls.append((tuple(spread(t) for t in states((3, 5, 33))), {}))
     calls.append((tuple(spread(t) for t in states((4, 6, 16), torch.bfloat16)), {}))
+    a, lse_a, b, lse_b = states((3, 5, 12))
+    calls.append(((a, lse_a, spread(b), spread(lse_b)), {}))
     out, lse = torch.linspace(-3, 3, 120).view(3, 5, 8), torch.linspace(-2, 2, 15).view(3, 5)
     calls.append(((out, lse, out, lse[:, :1].expand(3, 5)), {}))
     calls.append((states((2, 9)), {"impl": "native"}))

@@ -1,5 +1,7 @@
 """Every op, in every overload: torch.library.opcheck, and torch.compile without graph breaks."""
 
+import inspect
+
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
@@ -23,6 +25,16 @@ def test_opcheck(name):
             overloads.add(overload._overloadname)
             torch.library.opcheck(overload, fresh(op_args), fresh(op_kwargs))
     assert overloads == set(getattr(torch.ops.pyttc, name).overloads())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_defaults_are_those_of_the_schema(name):
+    parameters = inspect.signature(function(name)).parameters
+    packet = getattr(torch.ops.pyttc, name)
+    for overload in packet.overloads():
+        for argument in getattr(packet, overload)._schema.arguments:
+            if argument.has_default_value() and argument.name in parameters:
+                assert parameters[argument.name].default == argument.default_value, argument.name
 
 
 def assert_compiled_is_eager(name, call, backend, dynamic=None):

@@ -53,6 +53,14 @@ def test_as_the_addresses_say(size, stride, offset, other_offset, alike, other_s
 
 
 @pytest.mark.parametrize("impl", ["native", "reference"])
+def test_a_distance_of_one_stride_less_another(impl):
+    memory = torch.zeros(100)
+    a, b, c = (view(memory, offset, (2, 2, 1), (10, 3, 2)) for offset in (0, 7, 5))
+    assert set(addresses(a)) & set(addresses(b)) and refused(a, b, impl) and refused(b, a, impl)
+    assert not set(addresses(a)) & set(addresses(c)) and not refused(a, c, impl)
+
+
+@pytest.mark.parametrize("impl", ["native", "reference"])
 def test_interleaved_pools_are_fine(impl):
     memory = torch.zeros(4, 2, 3, 2, 8)
     assert not refused(memory[:, 0], memory[:, 1], impl)

@@ -182,6 +182,17 @@ def test_tokens_outside_the_window_are_never_read(seed):
         assert same(tuple(t[i : i + 1] for t in before), alone.run(window=window))
 
 
+def test_a_shared_token_that_one_window_has_left_is_not_read_for_it():
+    torch.manual_seed(0)
+    keys, values = ([torch.randn(n, 2, 16) for n in (40, 1, 10)] for _ in range(2))
+    forest = Forest([-1, 0, 0], keys, values, [1, 2], torch.randn(2, 4, 16))
+    before = forest.run(window=20)  # of tokens 21 to 40, and 30 to 49: of one tile
+    values[0][25], values[0][10] = torch.nan, torch.nan
+    after = forest.run(window=20)
+    assert after[0][0].isnan().all()
+    assert same([t[1] for t in after], [t[1] for t in before])
+
+
 @axis
 @given(SEEDS)
 def test_bits_do_not_depend_on_sharing(seed):
@@ -209,15 +220,15 @@ def test_bits_do_not_depend_on_strides(seed):
     forest, kwargs = Forest.draw(seed), options(seed)
     k, v, tree = forest.paged(8)
 
-    def spread(t):
+    def spread(t, gap):
         n, page, heads, d = t.shape
-        wide = torch.full((n + 1, heads + 2, page + 1, d + 8), torch.nan, dtype=t.dtype)
+        wide = torch.full((n + 1, heads + 2, page + gap, d + 8), torch.nan, dtype=t.dtype)
         view = wide[1:, 1:-1, :page, 8:].transpose(1, 2)
         return view.copy_(t)
 
     q = torch.empty(*reversed(forest.q.shape[:2]), forest.q.shape[2], dtype=forest.q.dtype)
     q = q.transpose(0, 1).copy_(forest.q)
-    got = pyttc.prefix_tree_attention(q, spread(k), spread(v), tree, **kwargs)
+    got = pyttc.prefix_tree_attention(q, spread(k, 1), spread(v, 2), tree, **kwargs)
     assert same(forest.run(8, **kwargs), got)
 
 
@@ -364,6 +375,7 @@ def invalid_calls():
         ((q, k, v, changed(lengths=tree.lengths[:-1])), {}, "parents"),
         ((q, k, v, changed(page_offsets=tree.page_offsets[:-1])), {}, "page_offsets"),
         ((q, k, v, changed(page_ids=tree.page_ids[None])), {}, "page_ids"),
+        ((q, k, v, changed(page_ids=torch.full_like(tree.page_ids, len(k)))), {}, "page_ids"),
         ((q, k, v, with_value("parents", 1000)), {}, "parents"),
         ((q, k, v, with_value("parents", -2)), {}, "parents"),
         ((q, k, v, with_value("parents", tree.parents.shape[0] - 1)), {}, "parents"),

@@ -81,6 +81,8 @@ def sample_inputs():
     for logits in (x.bfloat16(), x.half(), x[:, 3:], x[::2], x[:1].expand(5, 300), x[:0], x[:, :1]):
         n = logits.shape[0]
         yield (logits,), {"seed": 3, "path_ids": torch.arange(n), "positions": torch.arange(n)}
+    masked = {"mask": random_mask(4, 64, seed=1), "temperature": 0.7, "topk": 2}
+    yield (x[:, :64],), {"seed": 3, "path_ids": ids, "positions": ids, **masked}
     doubles = {"seed": 3, "path_ids": ids, "positions": ids, "impl": "reference"}
     yield (x.double(),), {**doubles, "top_p": 0.9, "topk": 4}
 
@@ -111,6 +113,8 @@ def invalid_calls():
         zeros = torch.zeros(4, dtype=torch.int64 if name in ("seed", "top_k") else torch.float32)
         for value in (zeros.bool(), zeros[:3], zeros[None], zeros.to("meta")):
             yield (x,), {**good, name: value}, name
+    for seed in (2**63, -(2**63) - 1, 0.5):  # beside a tensor each number becomes one
+        yield (x,), {**good, "seed": seed, "temperature": torch.ones(4)}, "seed"
     for topk in (-1, 301):
         yield (x,), {**good, "topk": topk}, "topk"
     yield (torch.zeros(4, 3000),), {**good, "topk": 1025}, "topk"
@@ -219,6 +223,21 @@ def test_filters_keep_what_the_reference_keeps(filters, masked):
             torch.testing.assert_close(got.logprobs.double(), total, rtol=2e-7, atol=1e-7)
 
 
+def test_native_says_of_each_sample_what_the_reference_says():
+    for args, kwargs in sample_inputs():
+        if "impl" in kwargs:
+            continue
+        native, reference = (
+            pyttc.sample(*args, **kwargs, impl=impl) for impl in ("native", "reference")
+        )
+        for mine, theirs in zip(native, reference, strict=True):
+            assert mine.dtype == theirs.dtype
+            if mine.is_floating_point():
+                torch.testing.assert_close(mine, theirs, rtol=1e-6, atol=1e-6)
+            else:
+                assert torch.equal(mine, theirs)
+
+
 def test_an_uncovered_top_p_is_exact_on_a_large_vocabulary():
     n = 8192
     for kind in ("normal", "flat", "constant", "ulp", "bfloat16"):
@@ -322,6 +341,14 @@ def test_topk_and_entropy_are_those_of_topk_score():
             assert torch.equal(got.topk_indices, score.indices)
             assert torch.equal(got.topk_logprobs, score.logprobs)
             assert torch.equal(got.entropy, score.entropy)
+
+
+@pytest.mark.parametrize("impl", ["native", "reference"])
+def test_seed_0_is_a_seed_and_no_topk_is_asked_for(impl):
+    logits, ids = torch.randn(5, 100), torch.arange(5)
+    drawn = pyttc.sample(logits, seed=0, path_ids=ids, positions=ids, impl=impl)
+    assert drawn.valid.all() and drawn.topk_indices.shape == drawn.topk_logprobs.shape == (5, 0)
+    assert torch.equal(drawn.tokens, pyttc.sample(logits, seed=0, path_ids=ids, positions=ids)[0])
 
 
 def test_topk_does_not_change_the_draw():

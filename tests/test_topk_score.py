@@ -124,7 +124,8 @@ def test_any_temperature(kind, temperature):
 @pytest.mark.parametrize("offset", [0.0, 1e4, -1e4])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_error_is_at_most_twice_that_of_torch(scale, offset, dtype):
-    logits = (torch.randn(16, 32000) * scale + offset).to(dtype)
+    torch.manual_seed(0)
+    logits = (torch.randn(64, 32000) * scale + offset).to(dtype)
     want, got = reference(logits, 20), pyttc.topk_score(logits, 20)
     logprobs = torch.log_softmax(logits.float(), -1)
     entropy = -(logprobs.exp() * logprobs).sum(-1)

@@ -400,9 +400,9 @@ MUTANTS = [
     ),
     Mutant(
         "csrc/cpu/tree_plan.cpp",
-        "slots past a node's end keep what they held",
-        "for (; first + i * granule >= end; --i) to[i] = 0;",
-        "for (; first + i * granule >= end; --i) {}",
+        "a step has all tokens of its tile, also past the node's end",
+        "entry[3] = std::min(kTile, end_[owner] - tile * kTile);",
+        "entry[3] = kTile;",
         "tests/test_tree_plan.py",
     ),
 ]
