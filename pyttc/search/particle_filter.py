@@ -36,7 +36,7 @@ class ParticleFilter:
             scores = run.score(paths, self.score).double().numpy()
             run.rank(paths, scores)
             yield paths
-            logs = np.log(np.maximum(scores, 1e-12))
+            logs = np.log(np.clip(scores, 1e-12, 1e300))
             chosen, bases = [], []
             for _, rows in run.groups(paths):
                 weight = np.exp(logs[rows] - base[rows] - (logs[rows] - base[rows]).max())
