@@ -155,3 +155,15 @@ def test_appended_text_obeys_the_budget(engine):
     paths = run.fork(run.root, 2)
     run.append(paths, ["!", "!" * 40])
     assert paths.text() == ["!", ""] and run.meter.tokens == 1
+
+
+def test_a_search_shares_prefixes_with_those_of_its_salt_only(engine):
+    prompt = "one two three " * 8
+    held = engine.prefill(prompt, salt="a")
+    found = {
+        salt: search.solve(engine, prompt, search.SampleN(n=4), salt=salt, max_new_tokens=5)
+        for salt in ("a", "b", "", None)
+    }
+    prefilled = {salt: result.cost.ran.prefilled for salt, result in found.items()}
+    assert prefilled["a"] < prefilled["b"] == prefilled[""] == prefilled[None] == held.lengths[0]
+    assert len({result.answer for result in found.values()}) == 1

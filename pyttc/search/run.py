@@ -65,6 +65,7 @@ class Run:
         stop_when_verified: bool,
         seed: int,
         sampling: dict[str, Any],
+        salt: str | bytes | None = "",
         on_step: Callable[[Run], None] | None = None,
         journal: Journal | None = None,
     ) -> None:
@@ -75,7 +76,7 @@ class Run:
         self.meter = Meter(budget)
         self.events = Events(self.meter, journal)
         self.tree = SearchTree(list(prompts))
-        self.root = engine.prefill(list(prompts), seed=seed)
+        self.root = engine.prefill(list(prompts), seed=seed, salt=salt)
         self.events.prefilled(self.cost)
         self.limit = max_new_tokens or engine.max_length
         self.meter.spend(0, self.root.cost.ran.flops)

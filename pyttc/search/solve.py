@@ -61,6 +61,7 @@ def stream(
     max_new_tokens: int | None = None,
     stop_when_verified: bool = True,
     seed: int = 0,
+    salt: str | bytes | None = "",
     on_step: Callable[[Run], None] | None = None,
     journal: str | Path | None = None,
     **sampling: Any,
@@ -92,7 +93,15 @@ def stream(
             }
             held = stack.enter_context(Journal(journal, asked.described({**request, **options})))
         with held_interrupts():
-            run = Run(engine, texts, budget, on_step=on_step, journal=held, **options)  # type: ignore[arg-type]
+            run = Run(
+                engine,
+                texts,
+                budget,
+                salt=salt,  # a secret, and no part of what a journal says was asked
+                on_step=on_step,
+                journal=held,
+                **options,  # type: ignore[arg-type]
+            )
         stack.callback(run.events.end)
         steps = strategy.run(run)
         try:
@@ -133,6 +142,8 @@ def solve(
         max_new_tokens: of a path.
         stop_when_verified: whether a verified path ends its prompt's search.
         seed: of all draws. The same seed gives the same result.
+        salt: prompts share what they have in common with those of the same salt only, see
+            `Engine.prefill`. No token depends on it; budgets of FLOPs and seconds count what ran.
         on_step: called after every token, with the `Run`.
         journal: a file that the run keeps of what it has done. The same call again, after a crash or a
             Ctrl-C, takes what is there as done and goes on: the results are those of one run that was
