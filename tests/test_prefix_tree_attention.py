@@ -184,11 +184,11 @@ def test_tokens_outside_the_window_are_never_read(seed):
 
 def test_a_shared_token_that_one_window_has_left_is_not_read_for_it():
     torch.manual_seed(0)
-    keys, values = ([torch.randn(n, 2, 16) for n in (40, 1, 10)] for _ in range(2))
+    keys, values = ([torch.randn(n, 2, 16) for n in (128, 1, 10)] for _ in range(2))
     forest = Forest([-1, 0, 0], keys, values, [1, 2], torch.randn(2, 4, 16))
-    before = forest.run(window=20)  # of tokens 21 to 40, and 30 to 49: of one tile
-    values[0][25], values[0][10] = torch.nan, torch.nan
-    after = forest.run(window=20)
+    before = forest.run(window=40)  # from 89 and from 98 on, in the tile from 64 to 127
+    values[0][93], values[0][70] = torch.nan, torch.nan
+    after = forest.run(window=40)
     assert after[0][0].isnan().all()
     assert same([t[1] for t in after], [t[1] for t in before])
 

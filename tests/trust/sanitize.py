@@ -64,6 +64,7 @@ LEFT_OUT = {
 LEFT_OUT_TESTS = {
     "overhead": "measures the cost of a call",
     "memory": "measures memory",
+    "instruction_set": "the same tests in a process with a limit on its time",
     "inductor": "the compiler that torch starts inherits the sanitizer",
     "amx": "builds the tiles' emulation, uninstrumented",
 }
