@@ -46,7 +46,7 @@ def sample_inputs():
     calls += [(call(5, (3, 6, 2, 3, 8), torch.bfloat16, layout), {}) for layout in LAYOUTS]
     calls += [(call(5, (6, 4, 2, 8), torch.float32, layout), {}) for layout in LAYOUTS]
     k_pages, _, src, dst = call(5, (6, 4, 2, 8))
-    calls.append(((k_pages, pool((6, 4, 2, 8), layout="heads")[1], src, dst), {}))
+    calls.append(((k_pages, pool((6, 4, 2, 8), layout="spread")[1], src, dst), {}))
     calls.append((call(5, (6, 4, 2, 8), index=torch.int32), {}))
     calls.append((call(0, (6, 4, 2, 8)), {}))
     calls.append((call(3, (2, 6, 4, 0, 8)), {}))

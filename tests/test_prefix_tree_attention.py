@@ -377,6 +377,8 @@ def invalid_calls():
         ((q, k, v, changed(page_ids=tree.page_ids[None])), {}, "page_ids"),
         ((q, k, v, changed(page_ids=torch.full_like(tree.page_ids, len(k)))), {}, "page_ids"),
         ((q, k, v, with_value("parents", 1000)), {}, "parents"),
+        ((q, k, v, with_value("parents", len(tree.parents))), {}, "parents"),
+        ((q, k, v, with_value("leaves", len(tree.parents))), {}, "leaves"),
         ((q, k, v, with_value("parents", -2)), {}, "parents"),
         ((q, k, v, with_value("parents", tree.parents.shape[0] - 1)), {}, "parents"),
         ((q, k, v, with_value("lengths", -1)), {}, "lengths"),

@@ -63,6 +63,7 @@ LEFT_OUT = {
 # Tests by name: their time or memory is what they assert.
 LEFT_OUT_TESTS = {
     "overhead": "measures the cost of a call",
+    "microseconds": "measures the cost of a plan",
     "memory": "measures memory",
     "instruction_set": "the same tests in a process with a limit on its time",
     "inductor": "the compiler that torch starts inherits the sanitizer",
@@ -161,6 +162,7 @@ def main(name: str) -> None:
         f"the tests on an extension built with {tool.flags}",
         began,
         tests=int(count[1]) if count else 0,
+        examples=20,
         reports=0,
         planted_and_found=[plant.what for plant in tool.plants],
         files_left_out=LEFT_OUT,
