@@ -98,9 +98,11 @@ TOOLS = {
         "exitcode=66:report_mutex_bugs=0:suppressions=tests/trust/thread.supp",
         (RACE,),
         tuple(
-            f"tests/test_{op}.py"
-            for op in (
+            f"tests/test_{name}.py"
+            for name in (
                 "copy_pages",
+                "linear",
+                "llama",
                 "lm_head_topk",
                 "merge_states",
                 "prefix_tree_attention",
