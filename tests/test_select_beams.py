@@ -53,6 +53,8 @@ def sample_inputs():
     (scores, logprobs, tokens, groups, width), kwargs = call(8, 9, 3, 4, bonus="child")
     strided = (scores[:, None].expand(8, 2)[:, 1], spread(logprobs), spread(tokens), groups, width)
     calls.append((strided, {"bonus": spread(kwargs["bonus"]), "num_groups": 3}))
+    one = (spread(t[:, :1].contiguous(), last=2) for t in (logprobs, tokens))
+    calls.append(((scores, *one, groups, width), {}))
     calls.append(((scores, logprobs, tokens, groups, width), {}))
     calls.append(((scores, logprobs, tokens, groups, width), {"impl": "native"}))
     exact = (scores.double(), logprobs.double(), tokens, groups, width)

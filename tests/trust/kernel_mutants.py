@@ -96,6 +96,7 @@ def main(part: str = "") -> None:
             began,
             mutants=len(chosen),
             killed=len(chosen) - len(survivors),
+            killed_by_earlier_runs=len(chosen) - len(left),
             of_each_backend={
                 folder: sum(m.path.startswith(folder) for m in chosen)
                 for folder in ("csrc/cpu", "csrc/include", "csrc/cuda", "triton_kernels")

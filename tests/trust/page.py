@@ -54,7 +54,7 @@ def python(found: dict[str, Any]) -> str:
     text += "\nThe survivors:\n\n" + row("where", "change", "why") + row(*["---"] * 3)
     for path, alive in found["survivors"].items():
         for one in alive:
-            why = REASONS.get((path, one["in"], one["what"]), "")
+            why = REASONS.get((path, one["what"]), "")
             text += row(f"`{path}` {one['in']}", f"`{one['what']}`", why)
     return text
 
