@@ -1,8 +1,8 @@
 """A few seconds of the soak, and that it finds what it looks for."""
 
+import mmap
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
@@ -35,7 +35,13 @@ def test_random_traffic_loses_nothing(engine: Any) -> None:
 def test_a_leak_of_memory_shows(engine: Any) -> None:
     traffic, held = Traffic(engine, seed=2), []
     free = traffic.free
-    traffic.free = lambda paths: (free(paths), held.append(np.ones(40_000)))  # type: ignore[assignment]
+
+    def leaky(paths: Any) -> None:
+        free(paths)
+        held.append(mmap.mmap(-1, 1 << 19))  # which no earlier test has left room for
+        held[-1].write(b"x" * (1 << 19))
+
+    traffic.free = leaky  # type: ignore[method-assign]
     samples, _ = run(traffic, 3)
     assert samples.memory_slope() > SLOPE
 

@@ -234,7 +234,7 @@ _DRAW_IMPLS = {
 _RETURNS = f"-> ({', '.join(['Tensor'] * 8)})"
 _draw = register(
     "lm_head_topk.sample(Tensor hidden, Tensor weight, int seed, Tensor path_ids, Tensor positions,"
-    " float temperature, int top_k, float top_p, float min_p, Tensor? mask, int topk, *,"
+    " float temperature, int top_k, float top_p, float min_p, Tensor? mask, int k, *,"
     f" str? impl=None) {_RETURNS}",
     check=check_draw,
     fake=fake_draw,
@@ -243,7 +243,7 @@ _draw = register(
 _draw_rows = register(
     "lm_head_topk.sample_rows(Tensor hidden, Tensor weight, Tensor seed, Tensor path_ids,"
     " Tensor positions, Tensor temperature, Tensor top_k, Tensor top_p, Tensor min_p, Tensor? mask,"
-    f" int topk, *, str? impl=None) {_RETURNS}",
+    f" int k, *, str? impl=None) {_RETURNS}",
     check=check_draw_rows,
     fake=fake_draw,
     impls=_DRAW_IMPLS,
