@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Callable
 from typing import Any
 from unittest import mock
@@ -50,7 +51,8 @@ TOKENS = 4  # a turn
 def plain(name: str, dtype: torch.dtype) -> Any:
     """One of CONFIGS as transformers makes it."""
     torch.manual_seed(0)
-    return transformers.AutoModelForCausalLM.from_config(CONFIGS[name], dtype=dtype).eval()
+    config = copy.deepcopy(CONFIGS[name])  # a model changes its own
+    return transformers.AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
 
 
 def engine(name: str, dtype: torch.dtype, memory: str, batch_invariant: bool = True) -> Engine:
