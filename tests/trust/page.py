@@ -51,6 +51,8 @@ def python(found: dict[str, Any]) -> str:
     text += row("file", "changes", "tried", "killed") + row(*["---"] * 4)
     for path, n in found["modules"].items():
         text += row(f"`{path}`", n["mutants"], n["tried"], n["killed"])
+    if found["modules_not_run"]:
+        text += f"\nNot run: {', '.join(found['modules_not_run'])}.\n"
     text += "\nThe survivors:\n\n" + row("where", "change", "why") + row(*["---"] * 3)
     for path, alive in found["survivors"].items():
         for one in alive:
