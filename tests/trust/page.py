@@ -46,15 +46,20 @@ def python(found: dict[str, Any]) -> str:
         f"Of {found['mutants']} small changes (a comparison, a constant, an operator, a guard, a "
     )
     text += f"statement, a returned value) a random sample of {found['tried']}: {found['killed']} killed, "
-    text += f"{found['killed'] / found['tried']:.1%}, which says of all {low:.1%} to {high:.1%} at 95 %. "
+    text += (
+        f"{found['killed'] / found['tried']:.1%} (of a fresh sample that would mean {low:.1%} to "
+    )
+    text += f"{high:.1%} at 95 %; but tests were written for what survived of this one at first). "
     text += "Left out: `run_cuda`, which only the emulation runs, and what only words an error.\n\n"
     text += row("file", "changes", "tried", "killed") + row(*["---"] * 4)
     for path, n in found["modules"].items():
         text += row(f"`{path}`", n["mutants"], n["tried"], n["killed"])
+    if found["modules_not_run"]:
+        text += f"\nNot run: {', '.join(found['modules_not_run'])}.\n"
     text += "\nThe survivors:\n\n" + row("where", "change", "why") + row(*["---"] * 3)
     for path, alive in found["survivors"].items():
         for one in alive:
-            why = REASONS.get((path, one["what"]), "")
+            why = REASONS.get((path, one["in"], one["what"]), "")
             text += row(f"`{path}` {one['in']}", f"`{one['what']}`", why)
     return text
 

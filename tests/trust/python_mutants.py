@@ -2,7 +2,8 @@
 make of the ops, the sampler and the cache; each is run in a process of its own on that module's tests::
 
     python -m tests.trust.python_mutants                 a sample of each module, and the evidence
-    python -m tests.trust.python_mutants store_kv 40     40 of a module's (0: all)
+    python -m tests.trust.python_mutants store_kv        of these, the others as they were last
+    python -m tests.trust.python_mutants store_kv 40     40 of a module's (0: all), no evidence
 
 torch and pytest are loaded once and each process is a fork, which loads the package itself."""
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import ast
 import importlib.machinery
+import json
 import math
 import os
 import random
@@ -19,6 +21,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import hypothesis  # noqa: F401
 import numpy  # noqa: F401
@@ -30,6 +33,8 @@ import torch.testing._internal.optests  # noqa: F401
 from .killed import ROOT, Killed
 from .operators import Mutation, mutations
 
+WHAT = "small changes to the Python code, and whether the tests notice: a random sample"
+RESULTS = ROOT / "build/python_mutants.json"  # of each module's latest run
 SECONDS = 120  # of the processor for the tests of a mutant; a loop without end has been noticed
 PATIENCE = 1200  # seconds in all, for one that waits
 SHARE = 0.12  # of a module's mutants
@@ -160,38 +165,43 @@ def main(part: str = "", count: str = "") -> None:
     began = time.time()
     os.environ |= {"PYTTC_EXAMPLES": "20", "OMP_NUM_THREADS": "1"}
     os.chdir(ROOT)
+    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     wanted: Callable[[int], int] = lambda n: math.ceil(n * SHARE)  # noqa: E731
     if count:
         wanted = lambda n: int(count) or n  # noqa: E731
-    modules, alive = {}, {}
     for path in MODULES:
         if part not in path:
             continue
         started = time.time()
-        number, tried, alive[path] = survivors(path, wanted)
-        killed = tried - len(alive[path])
-        modules[path] = {"mutants": number, "tried": tried, "killed": killed}
+        number, tried, alive = survivors(path, wanted)
+        killed = tried - len(alive)
         print(f"{path}: {killed} of {tried} killed ({time.time() - started:.0f} s)", flush=True)
-    if part:
+        if not count:
+            counts = {"mutants": number, "tried": tried, "killed": killed, "survivors": alive}
+            results[path] = {**counts, "seconds": round(time.time() - started)}
+            RESULTS.write_text(json.dumps(results))
+    if count:
         return
     from . import page  # loads the package, as the next does
     from .evidence import write_evidence
     from .kernel_mutants import MUTANTS
 
-    tried = sum(m["tried"] for m in modules.values())
-    killed = sum(m["killed"] for m in modules.values())
-    write_evidence(
-        "python_mutants",
-        "small changes to the Python code, and whether the tests notice: a random sample",
-        began,
-        mutants=sum(m["mutants"] for m in modules.values()),
-        tried=tried,
-        killed=killed,
-        killed_share_95_percent=interval(killed / tried, tried),
-        modules=modules,
-        survivors=alive,
-    )
+    write_evidence("python_mutants", WHAT, began, **summary(results))
     page.write(MUTANTS)
+
+
+def summary(results: dict[str, dict[str, Any]]) -> dict[str, object]:
+    total = {
+        name: sum(of[name] for of in results.values()) for name in ("mutants", "tried", "killed")
+    }
+    return {
+        **total,
+        "killed_share_95_percent": interval(total["killed"] / total["tried"], total["tried"]),
+        "modules": {path: {name: of[name] for name in total} for path, of in results.items()},
+        "modules_not_run": [path for path in MODULES if path not in results],
+        "survivors": {path: of["survivors"] for path, of in results.items()},
+        "seconds_of_all_runs": sum(of["seconds"] for of in results.values()),
+    }
 
 
 if __name__ == "__main__":

@@ -1,18 +1,21 @@
-"""Why a change to the Python code that no test notices is no bug, by file and change."""
+"""Why a change to the Python code that no test notices is no bug, by file, function and change."""
 
-SAME_AXIS = "the tensor has two dimensions: its last is 1"
 INNER_DEFAULT = "the public function passes every argument: no call takes this default"
-OPS = "pyttc/ops/"
-REASONS: dict[tuple[str, str], str] = {
-    (f"{OPS}sample.py", "USub dropped: -1"): SAME_AXIS,
-    (f"{OPS}sample.py", "1 to 2"): "what top_p = 1 would cut off is less than a sum's rounding",
-    (f"{OPS}sample.py", "0 to 1"): INNER_DEFAULT,
+SAMPLE = "pyttc/ops/sample.py"
+NEITHER = "And to Or: not isinstance(value, (int, float)) and isinstance(value, torch.Tensor)"
+REASONS: dict[tuple[str, str, str], str] = {
+    (SAMPLE, "reference", "USub dropped: -1"): "the tensor has two dimensions: its last is 1",
+    (SAMPLE, "reference", "0 to 1"): "what this fills with 1 is then cut to at most 0",
+    (SAMPLE, "keep", "1 to 2"): "what top_p = 1 would cut off is less than a sum's rounding",
+    (SAMPLE, "check_numbers", "0 to 1"): INNER_DEFAULT,
+    (SAMPLE, "any_tensor", NEITHER): "differs for what is neither, which is refused either way",
+    (SAMPLE, "row_values", "True to False"): "a check of lengths equal by construction",
+    ("pyttc/ops/select_beams.py", "fake", "0.0 to 1.0"): INNER_DEFAULT,
+    ("pyttc/ops/lm_head_topk.py", "lm_head_topk", "1.0 to 2.0"): "an overload, for type checkers",
     (
-        f"{OPS}sample.py",
-        "And to Or: not isinstance(value, (int, float)) and isinstance(value, torch.Tensor)",
-    ): "differs for what is neither number nor tensor, which is refused on either way",
-    (f"{OPS}sample.py", "True to False"): "a check of lengths that are equal by construction",
-    (f"{OPS}select_beams.py", "0.0 to 1.0"): INNER_DEFAULT,
-    (f"{OPS}lm_head_topk.py", "never: if positions is None"): "the dispatcher names positions too",
-    (f"{OPS}prefix_tree_attention.py", "256 to 257"): "257 is no multiple of 8",
+        "pyttc/ops/lm_head_topk.py",
+        "lm_head_topk",
+        "never: if positions is None",
+    ): "the dispatcher names positions too",
+    ("pyttc/ops/prefix_tree_attention.py", "check", "256 to 257"): "257 is no multiple of 8",
 }
