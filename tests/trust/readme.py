@@ -75,7 +75,7 @@ LINES: dict[str, tuple[str, str, str]] = {
         "make mutants",
     ),
     "python_mutants": (
-        "random changes of the ops', cache's and sampler's Python",
+        "random changes of the ops' Python, the sampler's among them",
         "{killed} of {tried} tried (of {mutants}) noticed",
         "make mutants",
     ),
