@@ -55,6 +55,7 @@ LEFT_OUT = {
     "test_triton": "Triton's interpreter, and compilation for GPUs",
     "test_cuda_compiled": "compilation for GPUs",
     "test_cuda_emulated": "has the emulated kernels under AddressSanitizer itself",
+    "test_faults_native": "counts allocations with a library of its own in front",
     "test_attention_amx": "builds the tiles' emulation, uninstrumented",
     "test_package": "builds the package, and measures what its import costs",
     "test_map": "reads source",
