@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from typing import Any
 
 import numpy as np
@@ -41,7 +40,6 @@ def check_pages(cache: PathCache, leaves: Ints) -> Ints:
 def check_engine(engine: Any, *alive: Any) -> None:
     """`check_pages` for an engine of which nothing but these Paths exists. The free pages are then filled
     with NaN: what is read from one shows."""
-    gc.collect()  # an exception that a test holds, and the frames it went through, are a cycle
     engine.collect()
     leaves = np.concatenate([np.zeros(0, np.int64), *(paths.leaves for paths in alive)])
     free = check_pages(engine.cache, leaves)
