@@ -42,7 +42,7 @@ CONFIGS: dict[str, transformers.PreTrainedConfig] = {
 PARTS = {
     "matrix products": ("linear",),
     "attention": ("prefix_tree_attention", "store_kv", "copy_pages"),
-    "other layers": ("rms_norm", "rotate", "silu_mul"),
+    "other layers": ("rms_norm", "rotary", "silu_mul"),
     "drawing": ("sample",),
 }
 TOKENS = 4  # a turn

@@ -66,7 +66,7 @@ def test_rms_norm(dtype: torch.dtype, size: int) -> None:
 def test_rotation_has_the_bits_of_torch(dtype: torch.dtype, size: int) -> None:
     x, cos, sin = drawn((7, 3, size), (7, size), (7, size), dtype=dtype)
     native = spread(x)
-    _C.rotate(native, spread(cos), spread(sin), 1)
+    _C.rotary(native, spread(cos), spread(sin), 1)
     assert same(native, rotated(x, cos, sin))
 
 
@@ -93,7 +93,7 @@ def test_a_row_knows_nothing_of_other_rows_or_threads(dtype: torch.dtype) -> Non
         normed, gated, turned = torch.empty_like(part), torch.empty_like(part), part.clone()
         _C.rms_norm(part, None, weight, 1e-6, normed, count)
         _C.silu_mul(part, part, gated, count)
-        _C.rotate(turned.view(-1, 30, 20), cos[at], sin[at], count)
+        _C.rotary(turned.view(-1, 30, 20), cos[at], sin[at], count)
         return [normed, gated, turned]
 
     for alone, together in zip(run(rows, 1), run(slice(None), 3), strict=True):
@@ -108,9 +108,9 @@ def test_what_does_not_fit_is_refused() -> None:
         (_C.rms_norm, (x, x[:3], weight, 1e-6, out)),
         (_C.rms_norm, (x, None, weight, 1e-6, out.bfloat16())),
         (_C.rms_norm, (x[0], None, weight, 1e-6, out[0])),
-        (_C.rotate, (out.view(4, 2, 4), x, x)),
-        (_C.rotate, (out.view(4, 1, 8), x[:3], x)),
-        (_C.rotate, (out, x, x)),
+        (_C.rotary, (out.view(4, 2, 4), x, x)),
+        (_C.rotary, (out.view(4, 1, 8), x[:3], x)),
+        (_C.rotary, (out, x, x)),
         (_C.silu_mul, (x, x[:, :7], out)),
         (_C.silu_mul, (x, x, out.double())),
     ):

@@ -19,7 +19,7 @@ void pack(const TileRows& tile, const TileRows& next, int64_t dim, int64_t padde
         return i >= tile.begin && i < tile.end ? row_of(tile.v[i], d, dim) : _mm512_setzero_si512();
       };
       const __m512i a = token(t), b = token(t + 1);
-      ask<bf16>(next.v[t], d), ask<bf16>(next.v[t + 1], d);
+      prefetch<bf16>(next.v[t], d), prefetch<bf16>(next.v[t + 1], d);
       uint32_t* to = static_cast<uint32_t*>(v_packed) + t / 2 * padded + d;
       for (int half = 0; half < 2 && d + half * W < padded; ++half) {
         const __m256i x = half ? _mm512_extracti64x4_epi64(a, 1) : _mm512_castsi512_si256(a);

@@ -41,7 +41,7 @@ void pack_keys(const TileRows& tile, const TileRows& next, int64_t dim, float* k
     int64_t d = 0;
     for (; d < whole; d += W) {
       for (int i = 0; i < W; ++i) x[i] = load(row[i] + d);
-      for (int i = 0; i < W; ++i) ask<T>(next.k[t + i], d);
+      for (int i = 0; i < W; ++i) prefetch<T>(next.k[t + i], d);
       transpose(x);
       for (int i = 0; i < W; ++i) store(kt + (d + i) * kTile + t, x[i]);
     }
@@ -64,7 +64,7 @@ void pack_values(const TileRows& tile, const TileRows& next, int64_t dim, int64_
     float* to = vp + t * padded;
     for (int64_t d = 0; d < whole; d += W) {
       store(to + d, small * load(row + d));
-      ask<T>(next.v[t], d);
+      prefetch<T>(next.v[t], d);
     }
     if (whole < dim) store(to + whole, small * load_n(row + whole, static_cast<int>(dim - whole)));
   }

@@ -28,7 +28,7 @@ void pack_keys(const TileRows& tile, const TileRows& next, int64_t dim, float* p
         x[i] = t + i >= tile.begin && t + i < tile.end
                    ? vf{_mm512_castsi512_ps(row_of(tile.k[t + i], d, dim))}
                    : zero();
-      for (int i = 0; i < W; ++i) ask<bf16>(next.k[t + i], d);
+      for (int i = 0; i < W; ++i) prefetch<bf16>(next.k[t + i], d);
       transpose(x);
       for (int i = 0; i < W; ++i) store(packed + (d / 2 + i) * kTile + t, x[i]);
     }

@@ -12,9 +12,9 @@ constexpr int kTileVectors = kTile / W;
 // Values are held this much smaller, so that sums of a million of the largest do not overflow.
 constexpr float kSmall = 0x1p-20f;
 
-// Asks for element d of a row, or the line it lies in.
+// The line of element d of a row, into the second level.
 template <class T>
-inline void ask(const void* row, int64_t d) {
+inline void prefetch(const void* row, int64_t d) {
   __builtin_prefetch(static_cast<const T*>(row) + d, 0, 2);
 }
 

@@ -27,7 +27,7 @@ struct AttentionRows {
 struct AttentionKernels {
   // One query row as float32, padded with zeros.
   void (*query)(const void* q, int64_t dim, float* row);
-  // A tile's tokens from their rows, for `rows`. Those of the tile after are asked for meanwhile:
+  // A tile's tokens from their rows, for `rows`. Those of the tile after are prefetched meanwhile:
   // rows are too short, and too far from one another, for the processor to foresee them.
   void (*pack)(const TileRows& tile, const TileRows& next, int64_t dim, int64_t padded,
                void* k_packed, void* v_packed);

@@ -47,10 +47,10 @@ void rms_norm(const Tensor& x, const OptionalTensor& added, const Tensor& weight
 }
 
 // x [B, heads, D], cos and sin [B, D]: every head of x turned in place.
-void rotate(const Output& x, const Tensor& cos, const Tensor& sin, int threads) {
+void rotary(const Output& x, const Tensor& cos, const Tensor& sin, int threads) {
   require(x.t.ndim == 3 && is_float(x) && on_cpu(x) && dense_last(x) && x.size(2) % 2 == 0);
   for (const Tensor* t : {&cos, &sin}) require(fits(*t, x.dtype(), {x.size(0), x.size(2)}));
-  const auto turn = kernels(x.dtype()).rotate;
+  const auto turn = kernels(x.dtype()).rotary;
   parallel_for(x.size(0), threads_for(x, threads), [&](int64_t r) {
     for (int64_t j = 0; j < x.size(1); ++j) turn(at(x, r, j), at(cos, r), at(sin, r), x.size(2));
   });

@@ -9,7 +9,7 @@ struct LayerKernels {
   // x[h] += added[h], unless that is null; out[h] = weight[h] * (x[h] / sqrt(mean(x^2) + eps))
   void (*rms_norm)(void* x, const void* added, const void* weight, float eps, int64_t h, void* out);
   // One head of d elements, in place: x * cos + (-second half of x, first half) * sin
-  void (*rotate)(void* x, const void* cos, const void* sin, int64_t d);
+  void (*rotary)(void* x, const void* cos, const void* sin, int64_t d);
   // out[i] = silu(gate[i]) * up[i]
   void (*silu_mul)(const void* gate, const void* up, int64_t n, void* out);
 };

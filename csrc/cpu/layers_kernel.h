@@ -52,7 +52,7 @@ void rms_norm(void* x_, const void* added, const void* weight, float eps, int64_
 }
 
 template <class T>
-void rotate(void* x, const void* cos, const void* sin, int64_t d) {
+void rotary(void* x, const void* cos, const void* sin, int64_t d) {
   const int64_t half = d / 2;
   T *low = static_cast<T*>(x), *high = low + half;
   const T *c = static_cast<const T*>(cos), *s = static_cast<const T*>(sin);
@@ -74,7 +74,7 @@ void silu_mul(const void* gate, const void* up, int64_t n, void* out) {
 
 template <class T>
 constexpr LayerKernels layer_kernels() {
-  return {rms_norm<T>, rotate<T>, silu_mul<T>};
+  return {rms_norm<T>, rotary<T>, silu_mul<T>};
 }
 
 }  // namespace

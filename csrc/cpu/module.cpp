@@ -23,7 +23,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("merge_states", &merge_states, unlocked);
   m.def("prefix_tree_attention", &prefix_tree_attention, unlocked);
   m.def("rms_norm", &rms_norm, unlocked);
-  m.def("rotate", &rotate, unlocked);
+  m.def("rotary", &rotary, unlocked);
   m.def("sample", &sample, unlocked);
   m.def("select_beams", &select_beams, unlocked);
   m.def("shared_prefix_attention", &shared_prefix_attention, unlocked);

@@ -38,7 +38,7 @@ void prefix_tree_attention(const Tensor& q, const Tensor& k_pages, const Tensor&
 void rms_norm(const Tensor& x, const OptionalTensor& added, const Tensor& weight, double eps,
               const Output& out, int threads);
 
-void rotate(const Output& x, const Tensor& cos, const Tensor& sin, int threads);
+void rotary(const Output& x, const Tensor& cos, const Tensor& sin, int threads);
 
 void sample(const Tensor& logits, const Whole& seed, const Tensor& path_ids,
             const Tensor& positions, const Reals& temperature, const Whole& top_k,

@@ -1,4 +1,4 @@
-// Few rows: bound by reading the weights. They are asked for one group of weight rows ahead, into
+// Few rows: bound by reading the weights. They are prefetched one group of weight rows ahead, into
 // the second level: rows are too short for the processor to foresee them. Many rows: bound by the
 // multiply-adds. A register block is 4 weight rows times as many rows as there are registers to add
 // up in; its weight rows stay in the first level while all the rows pass by. An element is W
@@ -130,10 +130,9 @@ struct Rows {
   int64_t h;
 };
 
-// Which of the weights `distance` elements on a register block asks for: the lines of every
-// `turns`-th vector, from `turn` on, so that the blocks which share some weights also share the
-// asking.
-struct Asking {
+// Which of the weights `distance` elements on a register block prefetches: the lines of every
+// `turns`-th vector, from `turn` on, so that the blocks which share some weights also share this.
+struct Prefetch {
   int64_t distance;
   int turn, turns;
 };
@@ -141,7 +140,7 @@ struct Asking {
 // V weight rows times R rows. Weight rows past `count` are computed as the last one.
 template <class M, int V, int R>
 inline void register_block(const typename M::T* weight, int64_t stride, int count, Rows<M> rows,
-                           float* out, Asking asking) {
+                           float* out, Prefetch prefetch) {
   const typename M::T* w[V];
   for (int v = 0; v < V; ++v) w[v] = weight + (v < count ? v : count - 1) * stride;
   vf sum[(V * R + W - 1) / W * W] = {};  // the 4 weight rows of a group and row lie side by side
@@ -150,9 +149,9 @@ inline void register_block(const typename M::T* weight, int64_t stride, int coun
     typename M::Vector x[R];
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) x[r] = M::load(rows.x + r * padded<M>(rows.h) + i);
-    if (asking.turn-- == 0) {
-      for (int v = 0; v < V; ++v) __builtin_prefetch(w[v] + asking.distance + i, 0, 2);
-      asking.turn += asking.turns;
+    if (prefetch.turn-- == 0) {
+      for (int v = 0; v < V; ++v) __builtin_prefetch(w[v] + prefetch.distance + i, 0, 2);
+      prefetch.turn += prefetch.turns;
     }
 #pragma GCC unroll 8
     for (int v = 0; v < V; ++v) {
@@ -181,10 +180,10 @@ inline void register_block(const typename M::T* weight, int64_t stride, int coun
 // A register block of at most R rows.
 template <class M, int R>
 inline void some_rows(const typename M::T* w, int64_t stride, int count, Rows<M> rows, int64_t n,
-                      float* out, Asking asking) {
+                      float* out, Prefetch prefetch) {
   if constexpr (R > 1)
-    if (n < R) return some_rows<M, R - 1>(w, stride, count, rows, n, out, asking);
-  register_block<M, 4, R>(w, stride, count, rows, out, asking);
+    if (n < R) return some_rows<M, R - 1>(w, stride, count, rows, n, out, prefetch);
+  register_block<M, 4, R>(w, stride, count, rows, out, prefetch);
 }
 
 template <class M>

@@ -56,7 +56,7 @@ class LlamaPass:
         self.head_dim: int = attention.head_dim
         self.heads: int = config.num_attention_heads
         self.widths = [p.weight.shape[0] for p in (self.layers[0].qkv, self.layers[0].gate_up)]
-        self.turned: int = self.heads + config.num_key_value_heads  # heads that rotate
+        self.turned: int = self.heads + config.num_key_value_heads  # heads that rotary
 
     def __call__(self, tokens: torch.Tensor, positions: torch.Tensor, step: Step) -> torch.Tensor:
         """[rows, H], after the last norm, of tokens [rows] at positions [rows]."""
@@ -76,7 +76,7 @@ class LlamaPass:
             if layer.head_norms:
                 for part, weight in zip((q, k), layer.head_norms, strict=True):
                     _C.rms_norm(part, None, weight, eps, part, threads)
-            _C.rotate(turned, cos, sin, threads)
+            _C.rotary(turned, cos, sin, threads)
             k_pages, v_pages = step.k_pages[at], step.v_pages[at]
             store_kv(k, v, k_pages, v_pages, step.slots)
             attended, _ = prefix_tree_attention(
@@ -117,18 +117,18 @@ def read_layer(layer: Any, config: Any) -> Layer:
     window = config.sliding_window if config.model_type == "mistral" else None
     return Layer(
         norms,
-        side_by_side(attention.q_proj, attention.k_proj, attention.v_proj),
+        fused(attention.q_proj, attention.k_proj, attention.v_proj),
         head_norms,
-        side_by_side(attention.o_proj),
-        side_by_side(mlp.gate_proj, mlp.up_proj),
-        side_by_side(mlp.down_proj),
+        fused(attention.o_proj),
+        fused(mlp.gate_proj, mlp.up_proj),
+        fused(mlp.down_proj),
         float(attention.scaling),
         getattr(attention, "sliding_window", window),
     )
 
 
 @torch.no_grad()
-def side_by_side(*linears: nn.Linear) -> Product:
+def fused(*linears: nn.Linear) -> Product:
     """The product of several linear layers, whose weights become views of one matrix."""
     if len(linears) == 1:
         return Product(linears[0].weight, linears[0].bias)
