@@ -6,12 +6,17 @@ from __future__ import annotations
 import ctypes
 import json
 import sys
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
+from pyttc.engine import Engine
 from pyttc.tree_plan import TreePlan
+from tests import tiny_models
 from tests.common import same
 from tests.kernels import IN_PLACE
 from tests.ops import NAMES, fresh, function, sample_inputs, tensors
@@ -74,10 +79,22 @@ def of_plan() -> int:
     return failed
 
 
+def of_pass() -> int:
+    """The engine's pass over new tokens of three paths, which are as before or have been run."""
+    with tempfile.TemporaryDirectory() as folder:
+        engine = Engine.from_pretrained(tiny_models.make("qwen3", Path(folder)), memory="8MiB")
+    root, every = engine.prefill([3, 5] * 16), np.arange(3)  # whole pages: none is copied
+    expected, paths = (root.fork(3).append([[4], [5], [6, 7]]) for _ in range(2))
+    right, free = expected.logits(every), engine.free_pages
+    failed = all_fail(lambda: paths.forward(every), lambda: engine.free_pages == free)
+    assert same(paths.logits(every), right)
+    return failed
+
+
 def main() -> None:
     torch.set_num_threads(2)
     counts = {name: of_op(name, int(sys.argv[1])) for name in NAMES}
-    print(json.dumps({**counts, "TreePlan": of_plan()}))
+    print(json.dumps({**counts, "TreePlan": of_plan(), "llama_pass": of_pass()}))
 
 
 if __name__ == "__main__":

@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from pyttc import _C
+from pyttc import _C, PrefixTree
 from pyttc.engine import Engine, llama
+from pyttc.engine.attention import Step
 from tests import tiny_models
 from tests.common import run_below, same, spread, threads
 
@@ -117,6 +118,26 @@ def test_what_does_not_fit_is_refused() -> None:
         with pytest.raises((ValueError, RuntimeError)):
             call(*arguments, 1)
     assert (out == 7).all()
+
+
+def test_a_pass_that_does_not_fit_is_refused(tmp_path: Any) -> None:
+    engine = Engine.from_pretrained(tiny_models.make("llama", tmp_path), memory="8MiB")
+    run, pool = engine.model._pass, engine.pool
+    tree = PrefixTree([-1], [[0]], [1], [0], engine.cache.page_size)
+    token, at = torch.tensor([3]), torch.tensor([0])
+
+    def step(k: torch.Tensor = pool.k, slots: torch.Tensor = at) -> torch.Tensor:
+        return run(token, at, Step(k, pool.v, slots, tree))
+
+    assert step().isfinite().all()
+    layers = run.layers
+    for wrong in ({"k": pool.k[1:]}, {"k": pool.k.half()}, {"slots": torch.tensor([2**40])}):
+        with pytest.raises(ValueError, match="fit|slots"):
+            step(**wrong)
+    for wrong in ([], layers[1:], [layers[0]._replace(down=layers[0].out), *layers[1:]]):
+        run.layers = wrong
+        with pytest.raises(ValueError, match="fit"):
+            step()
 
 
 @pytest.mark.parametrize("kind", FAMILY)

@@ -18,6 +18,7 @@ PYBIND11_MODULE(_C, m) {
   const auto unlocked = pybind11::call_guard<pybind11::gil_scoped_release>();
   m.def("copy_pages", &copy_pages, unlocked);
   m.def("linear", &linear, unlocked);
+  m.def("llama_pass", &llama_pass, unlocked);
   m.def("lm_head_topk", &lm_head_topk, unlocked);
   m.def("lm_head_topk_sample", &lm_head_topk_sample, unlocked);
   m.def("merge_states", &merge_states, unlocked);

@@ -1,7 +1,12 @@
 // The native ops, as pyttc._C offers them: inputs as pyttc/ops checked them, outputs to fill, and
-// the number of threads. Each is defined in the file of its name. linear, and the three of
-// layers.cpp, are the engine's own.
+// the number of threads. Each is defined in the file of its name. linear, llama_pass, and the three
+// of layers.cpp, are the engine's own.
 #pragma once
+#include <array>
+#include <tuple>
+#include <utility>
+#include <vector>
+
 #include "per_row.h"
 #include "tensor.h"
 
@@ -12,6 +17,23 @@ void copy_pages(const Tensor& k_pages, const Tensor& v_pages, const Tensor& src,
 
 void linear(const Tensor& x, const Tensor& weight, const OptionalTensor& bias, const Output& out,
             int threads);
+
+// As Layer in pyttc/engine/llama.py: norms, product of q, k and v, norms of heads, product after
+// attention, of gate and up, and down; scale and window of attention.
+using Norms = std::pair<Tensor, Tensor>;
+using LinearLayer = std::pair<Tensor, OptionalTensor>;  // weight, bias
+using LlamaLayer = std::tuple<Norms, LinearLayer, std::optional<Norms>, LinearLayer, LinearLayer,
+                              LinearLayer, double, std::optional<int64_t>>;
+enum { kProducts, kAttention, kOtherLayers, kPassParts };
+using PassSeconds = std::array<double, kPassParts>;  // what a pass spent on each
+
+// x [rows, H], the tokens' embeddings, is overwritten; cos, sin [rows, D]; k_pages, v_pages
+// [layers, pages, page_size, Hkv, D]; slots and the tree as for store_kv and prefix_tree_attention.
+PassSeconds llama_pass(const std::vector<LlamaLayer>& layers, const Tensor& last_norm, double eps,
+                       const Output& x, const Tensor& cos, const Tensor& sin, const Tensor& k_pages,
+                       const Tensor& v_pages, const Tensor& slots, const Tensor& parents,
+                       const Tensor& page_offsets, const Tensor& page_ids, const Tensor& lengths,
+                       const Tensor& leaves, const Output& out, int threads);
 
 void lm_head_topk(const Tensor& hidden, const Tensor& weight, int64_t k, double temperature,
                   const Output& logprobs, const Output& indices, const Output& logsumexp,

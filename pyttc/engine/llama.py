@@ -1,9 +1,9 @@
 """A pass over rows through models of the Llama family on the CPU, without transformers' modules.
 
 A step of few rows spends more time between the products than in them: a dozen small torch operators and
-as many Python frames a layer. Here a layer is eight calls of native kernels. The weights stay the
-model's: those of products with the same input are laid side by side in memory, and the modules keep
-views of them. Rotary embeddings are the model's own. Hooks set on the modules later are not called.
+as many Python frames a layer. Here all layers are one native call. The weights stay the model's: those of
+products with the same input are laid side by side in memory, and the modules keep views of them. Rotary
+embeddings are the model's own. Hooks set on the modules later are not called.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from torch import nn
 from torch.nn import functional as F
 
 from .. import _C
-from ..ops import prefix_tree_attention, store_kv
 from .attention import Step
 
 FAMILY = ("llama", "mistral", "qwen2", "qwen3")
@@ -26,9 +25,6 @@ class Product(NamedTuple):
 
     weight: torch.Tensor
     bias: torch.Tensor | None
-
-    def __call__(self, x: torch.Tensor, out: torch.Tensor, threads: int) -> None:
-        _C.linear(x, self.weight, self.bias, out, threads)
 
 
 class Layer(NamedTuple):
@@ -52,44 +48,31 @@ class LlamaPass:
         config = self.base.config
         self.eps = float(config.rms_norm_eps)
         self.layers = [read_layer(layer, config) for layer in self.base.layers]
-        attention = self.base.layers[0].self_attn
-        self.head_dim: int = attention.head_dim
-        self.heads: int = config.num_attention_heads
-        self.widths = [p.weight.shape[0] for p in (self.layers[0].qkv, self.layers[0].gate_up)]
-        self.turned: int = self.heads + config.num_key_value_heads  # heads that rotary
 
     def __call__(self, tokens: torch.Tensor, positions: torch.Tensor, step: Step) -> torch.Tensor:
         """[rows, H], after the last norm, of tokens [rows] at positions [rows]."""
-        threads, eps = torch.get_num_threads(), self.eps
         x = F.embedding(tokens, self.base.embed_tokens.weight)
         cos, sin = (t[0] for t in self.base.rotary_emb(x[None], position_ids=positions[None]))
-        # one set of buffers for all layers
-        normed, added = torch.empty_like(x), torch.empty_like(x)
-        qkv, gate_up = (x.new_empty(x.shape[0], width) for width in self.widths)
-        heads = qkv.view(x.shape[0], -1, self.head_dim)
-        q, k, v = heads.tensor_split((self.heads, self.turned), 1)
-        turned, (gate, up) = heads[:, : self.turned], gate_up.chunk(2, 1)
-        before = None
-        for at, layer in enumerate(self.layers):
-            _C.rms_norm(x, before, layer.norms[0], eps, normed, threads)
-            layer.qkv(normed, qkv, threads)
-            if layer.head_norms:
-                for part, weight in zip((q, k), layer.head_norms, strict=True):
-                    _C.rms_norm(part, None, weight, eps, part, threads)
-            _C.rotary(turned, cos, sin, threads)
-            k_pages, v_pages = step.k_pages[at], step.v_pages[at]
-            store_kv(k, v, k_pages, v_pages, step.slots)
-            attended, _ = prefix_tree_attention(
-                q, k_pages, v_pages, step.tree, scale=layer.scale, window=layer.window
-            )
-            layer.out(attended.view(x.shape[0], -1), added, threads)
-            _C.rms_norm(x, added, layer.norms[1], eps, normed, threads)
-            layer.gate_up(normed, gate_up, threads)
-            _C.silu_mul(gate, up, gate, threads)
-            layer.down(gate, added, threads)
-            before = added
-        _C.rms_norm(x, before, self.base.norm.weight, eps, normed, threads)
-        return normed
+        out, tree = torch.empty_like(x), step.tree
+        _C.llama_pass(
+            self.layers,
+            self.base.norm.weight,
+            self.eps,
+            x,
+            cos,
+            sin,
+            step.k_pages,
+            step.v_pages,
+            step.slots,
+            tree.parents,
+            tree.page_offsets,
+            tree.page_ids,
+            tree.lengths,
+            tree.leaves,
+            out,
+            torch.get_num_threads(),
+        )
+        return out
 
 
 def serves(model: Any) -> bool:
