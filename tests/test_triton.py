@@ -124,6 +124,7 @@ ON_SM90: dict[str, Case] = {
     "copy_pages-f32": (lambda: copy(64, F32), 168, 16),
     "prefix_tree_attention-f32": (lambda: tree(F32), 255, 1),
     "prefix_tree_attention-options": (lambda: tree(BF16, window=512, softcap=30.0), 255, 1),
+    "prefix_tree_attention-window-f32": (lambda: tree(F32, window=512), 255, 1),
     "prefix_tree_attention-64": (lambda: tree(torch.float16, 64), 255, 1),
     "sample-plain": (draw, 255, 1),
     "sample-rows": (draw_rows, 255, 1),

@@ -43,9 +43,10 @@ def attend(
     softcap,
     D: tl.constexpr,
     SOFTCAP: tl.constexpr,
+    WINDOW: tl.constexpr,
 ):
     """Takes the rows through one tile. Row i sees token j where seen[i, j]; rows that are not live keep
-    their bits; tokens not in_tile are not read."""
+    their bits; tokens not in_tile are not read. Without WINDOW every live row sees every token."""
     high, total, values = state
     inside = in_tile[:, None] & (d < D)[None, :]
     k = tl.load(k_at, mask=inside, other=0.0)
@@ -59,8 +60,15 @@ def attend(
     ratio = tl.exp2(high - safe)
     p = tl.exp2(scores - safe[:, None])
     v = tl.load(v_at, mask=inside, other=0.0)
-    more = tl.dot(p.to(v.dtype), v, input_precision="ieee")
     total = total * ratio + tl.sum(p, 1)
+    if WINDOW:
+        # An infinite or NaN value must not reach a row that does not see it, even as 0 * inf. Of one that
+        # does the whole head becomes NaN.
+        finite = tl.sum(v.to(tl.float32) * 0.0, 1) == 0.0
+        sees = tl.max((seen & ~finite[None, :]).to(tl.int32), 1) > 0
+        ratio = tl.where(sees, float("nan"), ratio)
+        v = tl.where(finite[:, None], v, 0.0).to(v.dtype)
+    more = tl.dot(p.to(v.dtype), v, input_precision="ieee")
     # Another path's values must not reach a row even as 0 * inf.
     values = tl.where(live[:, None], values * ratio[:, None] + more, values)
     return now, total, values

@@ -98,6 +98,7 @@ def prefix_tree_attention_kernel(
                 softcap,
                 D,
                 SOFTCAP,
+                WINDOW,
             )
         first_state = tl.load(paths_ptr + rank * 3 + 2, mask=live, other=0)
         at = (first_state + chunk).to(tl.int64) * heads + head

@@ -141,6 +141,7 @@ def shared_prefix_attention_kernel(
                 0.0,
                 D,
                 False,
+                False,
             )
         at = ((g * paths + path) * chunks + chunk) * heads + head
         store_state(state, at, live, d, high_ptr, total_ptr, values_ptr, D)

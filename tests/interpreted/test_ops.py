@@ -94,6 +94,19 @@ def test_a_neighbour_with_infinite_values_does_not_show():
         assert torch.equal(a[0, [0, 2, 3]], b[0, [0, 2, 3]])
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_shared_token_that_one_window_has_left_does_not_show_in_it(value):
+    torch.manual_seed(0)
+    keys, values = ([torch.randn(n, 2, 16) for n in (128, 1, 10)] for _ in range(2))
+    forest = Forest([-1, 0, 0], keys, values, [1, 2], torch.randn(2, 4, 16))
+    before = forest.run(window=40, impl="triton")  # from 89 and from 98 on, in one tile
+    values[0][93, 0, 5], values[0][70] = value, value
+    out, lse = forest.run(window=40, impl="triton")
+    assert out[0, :2].isnan().all()  # the heads of that value
+    out[0, :2] = before[0][0, :2]
+    assert torch.equal(out, before[0]) and torch.equal(lse, before[1])
+
+
 def test_rows_do_not_show_in_each_other():
     logits = torch.randn(3, 4500) * 2
     whole = pyttc.topk_score(logits, 9, impl="triton")
