@@ -14,19 +14,31 @@ from pyttc.commands.info import cpu_model
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def write_evidence(name: str, what: str, began: float, **counts: Any) -> None:
-    """docs/trust/<name>.json: what was run here and what it found."""
-    commit = subprocess.run(
+FOLDER = ROOT / "docs/trust"
+
+
+def commit() -> str:
+    found = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True
     )
+    return found.stdout.strip()
+
+
+def read_evidence(name: str) -> dict[str, Any]:
+    """What an earlier run wrote, or nothing."""
+    file = FOLDER / f"{name}.json"
+    return dict(json.loads(file.read_text())) if file.exists() else {}
+
+
+def write_evidence(name: str, what: str, began: float, **counts: Any) -> None:
+    """docs/trust/<name>.json: what was run here and what it found."""
     evidence = {
         "check": name,
         "what": what,
         **counts,
         "seconds": round(time.time() - began),
-        "commit": commit.stdout.strip(),
+        "commit": commit(),
         "machine": {"cpu": cpu_model(), "cores": os.cpu_count()},
     }
-    folder = ROOT / "docs/trust"
-    folder.mkdir(exist_ok=True)
-    (folder / f"{name}.json").write_text(json.dumps(evidence, indent=2) + "\n")
+    FOLDER.mkdir(exist_ok=True)
+    (FOLDER / f"{name}.json").write_text(json.dumps(evidence, indent=2) + "\n")

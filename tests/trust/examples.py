@@ -16,7 +16,7 @@ import sys
 import time
 from pathlib import Path
 
-from tests.trust.evidence import ROOT, write_evidence
+from tests.trust.evidence import ROOT, commit, read_evidence, write_evidence
 
 INVALID = "tests/test_invalid_calls.py"
 
@@ -29,7 +29,7 @@ def main() -> int:
     args = parser.parse_args()
     os.environ["PYTTC_EXAMPLES"] = str(args.examples)
     os.environ["PYTTC_INVALID_CALLS"] = str(args.invalid_calls)
-    began, passed, ran = time.time(), True, {}
+    passed, ran = True, read_evidence("examples").get("files", {})
     for file in args.files:
         start = time.time()
         ok, said = run(file)
@@ -51,14 +51,20 @@ def main() -> int:
             )
             continue
         counts = [int(n) for n in re.findall(r"(\d+) passing(?: examples)?,", said)]
-        ran[file] = {"properties": len(counts), "examples": sum(counts), "passed": ok}
+        ran[file] = {
+            "asked_of_each_property": args.examples,
+            "properties": len(counts),
+            "examples": sum(counts),
+            "passed": ok,
+            "seconds": round(time.time() - start),
+            "commit": commit(),
+        }
         write_evidence(
             "examples",
             "hypothesis examples that passed, a file of tests",
-            began,
-            asked_of_each_property=args.examples,
-            properties=sum(int(each["properties"]) for each in ran.values()),
-            examples=sum(int(each["examples"]) for each in ran.values()),
+            time.time() - sum(each["seconds"] for each in ran.values()),
+            properties=sum(each["properties"] for each in ran.values()),
+            examples=sum(each["examples"] for each in ran.values()),
             files=ran,
         )
     return 0 if passed else 1
