@@ -18,24 +18,13 @@ from pyttc.tasks.countdown import Problem
 from pyttc.tasks.countdown import test_set as fixed_problems
 from pyttc.tasks.countdown_text import problem_of, prompt, verify
 
-from .countdown_models import PROBLEMS, teach
+from .countdown_models import PROBLEMS
 
 PROMPTS = [prompt(problem) for problem in PROBLEMS]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return teach(tmp_path_factory.mktemp("taught"))
-
-
-@pytest.fixture(scope="module")
-def engine(folder):
-    return pyttc.Engine.from_pretrained(folder, memory="128MiB")
-
-
-@pytest.fixture(scope="module")
-def means(folder):
-    head = countdown.reward_head(folder)
+def means(head):
     return Means(head, countdown.claimed_number, countdown.again, wait="4")
 
 

@@ -20,25 +20,10 @@ from pyttc.search.names import NAMES
 from pyttc.tasks import countdown_search as countdown
 from pyttc.tasks.countdown_text import prompt, verify
 
-from .countdown_models import PROBLEMS, teach
+from .countdown_models import PROBLEMS
 from .resumed import bits, solve
 
 PROMPTS = [prompt(problem) for problem in PROBLEMS]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return teach(tmp_path_factory.mktemp("taught"))
-
-
-@pytest.fixture(scope="module")
-def engine(folder):
-    return pyttc.Engine.from_pretrained(folder, memory="128MiB")
-
-
-@pytest.fixture(scope="module")
-def head(folder):
-    return countdown.reward_head(folder)
 
 
 @pytest.fixture

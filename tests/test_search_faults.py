@@ -14,26 +14,11 @@ from pyttc.search.names import Means, named
 from pyttc.tasks import countdown_search as countdown
 from pyttc.tasks.countdown_text import prompt
 
-from .countdown_models import PROBLEMS, teach
+from .countdown_models import PROBLEMS
 from .resumed import solve
 from .trust import interrupts
 
 PROMPTS = [prompt(problem) for problem in PROBLEMS]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return teach(tmp_path_factory.mktemp("taught"))
-
-
-@pytest.fixture(scope="module")
-def engine(folder):
-    return pyttc.Engine.from_pretrained(folder, memory="128MiB")
-
-
-@pytest.fixture(scope="module")
-def head(folder):
-    return countdown.reward_head(folder)
 
 
 class Fault:

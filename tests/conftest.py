@@ -1,0 +1,28 @@
+"""Of the tests that search with a model which can do something: it is taught once. Files whose engine is
+another have a fixture of that name themselves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import pyttc
+from pyttc.tasks.countdown_search import reward_head
+
+from .countdown_models import teach
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return teach(tmp_path_factory.mktemp("taught"))
+
+
+@pytest.fixture(scope="module")
+def engine(folder: Path) -> pyttc.Engine:
+    return pyttc.Engine.from_pretrained(folder, memory="128MiB")
+
+
+@pytest.fixture(scope="module")
+def head(folder: Path) -> pyttc.LinearHead | None:
+    return reward_head(folder)
