@@ -17,5 +17,7 @@ REASONS: dict[tuple[str, str, str], str] = {
         "lm_head_topk",
         "never: if positions is None",
     ): "the dispatcher names positions too",
+    ("pyttc/ops/checks.py", "_dims", "True to False"): "a check of lengths equal by construction",
+    ("pyttc/ops/checks.py", "overlaps_itself", "0 to 1"): "of one element no stride counts",
     ("pyttc/ops/prefix_tree_attention.py", "check", "256 to 257"): "257 is no multiple of 8",
 }
