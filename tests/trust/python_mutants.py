@@ -73,7 +73,7 @@ MODULES: dict[str, list[str]] = {
         "tests/test_invalid_calls.py::test_spoiled_calls",
     ],
     "pyttc/engine/cache.py": ENGINE,
-    "pyttc/engine/pool.py": ENGINE,
+    "pyttc/engine/pool.py": ["tests/test_pool.py", *ENGINE],
     "pyttc/engine/tree.py": ENGINE,
 }
 

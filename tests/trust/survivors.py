@@ -17,6 +17,11 @@ REASONS: dict[tuple[str, str, str], str] = {
         "lm_head_topk",
         "never: if positions is None",
     ): "the dispatcher names positions too",
+    (
+        "pyttc/engine/tree.py",
+        "TreeBuilder._tree",
+        "Eq to NotEq: self.device.type == 'cpu'",
+    ): "on a CPU the host's tensors are the tree's own",
     ("pyttc/ops/checks.py", "_dims", "True to False"): "a check of lengths equal by construction",
     ("pyttc/ops/checks.py", "overlaps_itself", "0 to 1"): "of one element no stride counts",
     ("pyttc/ops/prefix_tree_attention.py", "check", "256 to 257"): "257 is no multiple of 8",
