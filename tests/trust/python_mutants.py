@@ -74,7 +74,7 @@ MODULES: dict[str, list[str]] = {
     ],
     "pyttc/engine/cache.py": ENGINE,
     "pyttc/engine/pool.py": ["tests/test_pool.py", *ENGINE],
-    "pyttc/engine/tree.py": ENGINE,
+    "pyttc/engine/tree.py": ["tests/test_tree_builder.py", *ENGINE],
 }
 
 
