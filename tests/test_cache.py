@@ -301,3 +301,16 @@ def test_out_of_pages_says_what_is_needed():
         cache.write(np.array([leaf]), np.array([17]))
     cache.write(np.array([leaf]), np.array([16]))
     assert cache.free_pages == 0
+
+
+def test_tokens_under_leaves_are_counted_once_and_no_others():
+    cache = PathCache(200, 4)
+    leaves = np.array([cache.new(np.array([i], np.int32), None)[0] for i in range(63)])
+    leaves = cache.write(leaves, np.arange(1, 64) % 7 + 1).leaves  # all the nodes there is room for
+    held = cache.lengths(leaves)
+    assert cache.tokens_under(leaves[[3, 5, 3]]) == held[3] + held[5]
+    assert cache.tokens_under(leaves[:0]) == 0
+    cache.share(leaves[:1], np.array([2]))
+    forks = cache.write(np.repeat(leaves[:1], 3), np.array([5, 6, 0])).leaves
+    whole = held[0] // 4 * 4  # what fills its pages is shared, the rest is each one's own
+    assert cache.tokens_under(forks) == whole + 3 * (held[0] - whole) + 5 + 6
