@@ -13,8 +13,8 @@ CPP := git ls-files '*.cpp' '*.h' '*.cu' '*.cuh'
 # On a machine shared with others a thread that spins for work takes it from them.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: demo step test nightly examples fuzz faults kills soak asan tsan mutants bench curve
-.PHONY: gpu lint format clean
+.PHONY: demo step test nightly examples fuzz faults kills soak asan tsan mutants bench
+.PHONY: bench-peers curve gpu lint format clean
 
 demo: $(VENV)/built
 	@if ls pyttc/models/*/model.safetensors >/dev/null 2>&1; then $(RUN) pyttc solve; \
@@ -71,6 +71,12 @@ bench: $(VENV)/built
 	$(RUN) benchmarks.bench_engine --seconds 5
 	$(RUN) benchmarks.table
 	$(RUN) benchmarks.plots
+
+# Other engines beside this one, each installed into build/peers (gigabytes; PEERS=openvino,vllm: only these).
+# TORCH chooses what torch they get too.
+bench-peers: $(VENV)/built
+	$(RUN) benchmarks.bench_peers --torch "$(TORCH)" $(if $(PEERS),--peers "pyttc,$(PEERS)")
+	$(RUN) benchmarks.table
 
 curve: $(VENV)/built
 	$(RUN) benchmarks.countdown

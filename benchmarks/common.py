@@ -223,6 +223,13 @@ def row(
         },
         "clock": "thread CPU" if threads == 1 else "wall",
         "roof": {name: round(value, 1) for name, value in vars(roof).items()} if roof else None,
+        **origin(),
+    }
+
+
+def origin() -> dict[str, Any]:
+    """What a row says of where and when it was measured."""
+    return {
         "device": cpu_model(),
         "isa": pyttc._C.isa(),
         "load": round(os.getloadavg()[0], 1),

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 from unittest import mock
 
+import tokenizers
 import torch
 import transformers
 
@@ -52,6 +53,16 @@ def plain(name: str, dtype: torch.dtype) -> Any:
     torch.manual_seed(0)
     config = copy.deepcopy(CONFIGS[name])  # a model changes its own
     return transformers.AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
+
+
+def words(count: int) -> transformers.PreTrainedTokenizerFast:
+    """A tokenizer of so many made-up words, for engines that do not start without one."""
+    vocabulary = {f"w{index}": index for index in range(count)}
+    made = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="w0"))
+    made.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=made, unk_token="w0", bos_token="w1", eos_token="w2"
+    )
 
 
 def engine(name: str, dtype: torch.dtype, memory: str, batch_invariant: bool = True) -> Engine:

@@ -93,6 +93,29 @@ def shares(row: dict[str, Any]) -> str:
     return ", ".join(f"{part} {percent(share)}" for part, share in parts.items())
 
 
+def peer_lines(rows: list[dict[str, Any]]) -> list[str]:
+    """A Markdown table of rows of bench_peers: tokens a second, and pyttc's over the best of the others with
+    weights of 16 bits or more."""
+    names = list(dict.fromkeys(name for row in rows for name in row["engines"]))
+    table = [["prompt", "paths", "threads", *names, "pyttc / best"]]
+    table.append(["---"] * len(table[0]))
+    for row in rows:
+        speeds = {name: e.get("tokens_per_second") for name, e in row["engines"].items()}
+        others = [
+            speed
+            for name, speed in speeds.items()
+            if speed and name != "pyttc" and row["engines"][name]["dtype"] != "int8"
+        ]
+        ours, best = speeds.get("pyttc"), max(others, default=None)
+        table.append(
+            [str(row["shape"][name]) for name in ("prompt", "paths")]
+            + [str(row["threads"])]
+            + [f"{speed:.0f}" if (speed := speeds.get(name)) else "" for name in names]
+            + [f"{ours / best:.2f}" if ours and best else ""]
+        )
+    return ["| " + " | ".join(cells) + " |" for cells in table]
+
+
 def headlines(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Of each op the largest case, and of the engine all, on one thread."""
     largest: dict[str, dict[str, Any]] = {}

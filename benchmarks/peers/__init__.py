@@ -1,0 +1,1 @@
+"""The engines that bench_peers.py asks: each module is a child process, one engine."""

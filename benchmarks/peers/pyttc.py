@@ -1,0 +1,42 @@
+"""pyttc's engine: one prefill, kept; a fork of N paths, decoded together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from pyttc import Engine
+from pyttc.engine.model import RowModel
+
+from . import child
+
+
+class Pyttc:
+    package = "pyttc"
+
+    def __init__(self, model: Path, threads: int, dtype: str) -> None:
+        torch.set_num_threads(threads)
+        loaded = transformers.AutoModelForCausalLM.from_pretrained(model, dtype=dtype).eval()
+        self.engine = Engine(RowModel(loaded, True), memory="2GiB")
+        self.engine.eos = []
+
+    def decode(
+        self, prompt: list[int], paths: int, steps: int, mark: Callable[[], None]
+    ) -> list[list[int]]:
+        def after_step(*_: Any) -> None:  # not called after the last
+            mark()
+
+        found = self.engine.prefill(prompt).fork(paths, seed=0)
+        sampling = {"temperature": child.TEMPERATURE, "top_k": child.TOP_K}
+        found.decode(max_new_tokens=1 + steps, stop_if=after_step, progress=False, **sampling)
+        mark()
+        tokens: list[list[int]] = found.tokens.tolist()
+        return tokens
+
+
+if __name__ == "__main__":
+    child.serve(Pyttc)
