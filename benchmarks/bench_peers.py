@@ -15,6 +15,7 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -93,21 +94,24 @@ def python_of(engine: Engine, torch_spec: str) -> str:
     folder.mkdir(parents=True)
     held = folder / "torch.txt"
     held.write_text(torch_spec + "\n")
-    pip = [str(python), "-m", "pip", "--disable-pip-version-check", "install", "-c", str(held)]
-    with log.open("w") as out:
-        for command in (
-            [sys.executable, "-m", "venv", str(folder)],
-            [*pip, torch_spec],  # first and alone, so that nothing pulls another
-            [*pip, "-r", str(wanted)],
-        ):
-            try:
+    pip = [str(python), "-m", "pip", "--disable-pip-version-check"]
+    commands = [
+        [sys.executable, "-m", "venv", str(folder)],
+        [*pip, "install", torch_spec],  # first and alone, so that nothing pulls another
+        [*pip, "install", "-c", str(held), "-r", str(wanted)],
+        # what else of torch's family pip may have chosen was built for another torch
+        [*pip, "uninstall", "-y", "torchvision", "torchaudio", "torchcodec"],
+    ]
+    try:
+        with log.open("w") as out:
+            for command in commands:
                 subprocess.run(
                     command, check=True, stdout=out, stderr=out, timeout=LIMITS["install"]
                 )
-            except subprocess.TimeoutExpired:
-                raise Unavailable(f"took over {LIMITS['install']} s to install") from None
-            except (OSError, subprocess.CalledProcessError) as error:
-                raise Unavailable(f"does not install: {last_line(log) or error}") from None
+    except subprocess.TimeoutExpired:
+        raise Unavailable(f"took over {LIMITS['install']} s to install") from None
+    except (OSError, subprocess.CalledProcessError):
+        raise Unavailable(f"does not install: {last_line(log)}") from None
     built.write_text(wanted.read_text())
     return str(python)
 
@@ -158,8 +162,12 @@ class Child:
         in_time = timer.is_alive()
         timer.cancel()
         if not line:
+            code = self.process.wait()
             self.close()
-            raise Unavailable(last_line(self.log) if in_time else f"no answer in {limit:.0f} s")
+            if not in_time:
+                raise Unavailable(f"no answer in {limit:g} s")
+            ended = f"ended by {signal.Signals(-code).name}: " if code < 0 else ""
+            raise Unavailable(ended + last_line(self.log))
         answer: dict[str, Any] = json.loads(line)
         return answer
 
@@ -259,6 +267,9 @@ def rows(args: argparse.Namespace, threads: int, console: Console) -> Iterator[d
             prefill = {name: field.ask(name, prompt, 1, 2).get("start") for name in loaded}
             for paths in args.paths:
                 found = field.cell(prompt, paths, args.steps, args.rounds)
+                for name, got in found.items():
+                    if "why" in got:
+                        console.print(f"{name} without {paths} of {length}: {got['why']}", markup=False)
                 yield {
                     "op": "peers",
                     "shape": {"model": args.model, "paths": paths, "prompt": length},

@@ -58,11 +58,10 @@ def plain(name: str, dtype: torch.dtype) -> Any:
 def words(count: int) -> transformers.PreTrainedTokenizerFast:
     """A tokenizer of so many made-up words, for engines that do not start without one."""
     vocabulary = {f"w{index}": index for index in range(count)}
-    made = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="w0"))
+    named = {"unk_token": "w0", "bos_token": "w1", "eos_token": "w2"}
+    made = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, named["unk_token"]))
     made.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
-    return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=made, unk_token="w0", bos_token="w1", eos_token="w2"
-    )
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=made, **named)
 
 
 def engine(name: str, dtype: torch.dtype, memory: str, batch_invariant: bool = True) -> Engine:

@@ -13,7 +13,7 @@ from rich.console import Console
 from benchmarks import bench_peers, table
 
 FAKE = """
-import os, sys, time
+import os, signal, sys, time
 from benchmarks.peers import child
 
 class Fake:
@@ -31,6 +31,8 @@ class Fake:
         if self.does == "dies" and paths > 1:
             print("a tile fault", file=sys.stderr)
             os._exit(1)
+        if self.does == "is killed":
+            os.kill(os.getpid(), signal.SIGFPE)
         if self.does == "hangs":
             time.sleep(60)
         for _ in range(1 + steps - (self.does == "loses a step")):
@@ -79,6 +81,7 @@ def test_children_are_asked_in_turn_and_the_bad_left_out_with_a_reason(fakes: An
         "same": (None, "3 paths are not distinct"),
         "loses a step": ("timed 1 steps, not 2", "timed 1 steps, not 2"),
         "dies": (None, "a tile fault"),
+        "is killed": ("ended by SIGFPE", "ended by SIGFPE"),
         "skips": (None, "needs more memory"),
     }
     one, three = fakes("good", *reasons)
@@ -97,7 +100,7 @@ def test_children_are_asked_in_turn_and_the_bad_left_out_with_a_reason(fakes: An
 def test_one_that_does_not_answer_is_ended(fakes: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(bench_peers.LIMITS, "answer", 0.3)
     (row, _) = fakes("hangs")
-    assert row["engines"]["hangs"]["why"] == "no answer in 0 s"
+    assert row["engines"]["hangs"]["why"] == "no answer in 0.3 s"
 
 
 def test_one_that_does_not_install_says_why(
