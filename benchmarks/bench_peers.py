@@ -55,7 +55,7 @@ ENGINES = {
     "openvino": Engine("openvino"),
     "llama.cpp": Engine("llama"),
     "vllm": Engine("vllm"),
-    "ctranslate2": Engine("ctranslate2"),
+    "ctranslate2": Engine("ctranslate2", "float32"),
     "llama.cpp int8": Engine("llama", "int8"),
     "ctranslate2 int8": Engine("ctranslate2", "int8"),
 }
@@ -269,7 +269,9 @@ def rows(args: argparse.Namespace, threads: int, console: Console) -> Iterator[d
                 found = field.cell(prompt, paths, args.steps, args.rounds)
                 for name, got in found.items():
                     if "why" in got:
-                        console.print(f"{name} without {paths} of {length}: {got['why']}", markup=False)
+                        console.print(
+                            f"{name} without {paths} of {length}: {got['why']}", markup=False
+                        )
                 yield {
                     "op": "peers",
                     "shape": {"model": args.model, "paths": paths, "prompt": length},

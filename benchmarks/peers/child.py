@@ -62,9 +62,9 @@ def answer(peer: Peer, request: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def memory(name: str) -> int | None:
-    """MiB of VmRSS or VmHWM of this process, where the system tells."""
-    status = Path("/proc/self/status")
+def memory(name: str, file: str = "/proc/self/status") -> int | None:
+    """MiB of VmRSS or VmHWM of this process, or of MemAvailable in /proc/meminfo, where the system tells."""
+    status = Path(file)
     if not status.exists():
         return None
     line = next(line for line in status.read_text().splitlines() if line.startswith(name))
