@@ -1,7 +1,7 @@
 """Decoding N paths of one prompt: pyttc beside the engines one would otherwise take on a CPU.
 
     python -m benchmarks.bench_peers [--model 125M|0.5B] [--threads 1,2] [--peers pyttc,openvino,...]
-        [--paths 1,8,32,64] [--prompts 128,1024,4096] [--rounds 3] [--steps 16] [--dry-run]
+        [--paths 1,8,32,64] [--prompts 128,1024,4096] [--rounds 3] [--steps 10] [--dry-run]
 
 Every engine is a child process (benchmarks/peers) that loads the same random weights once; the parent asks
 them in turn, several rounds, and counts what they drew. Those of other makers are installed by pip into
@@ -35,7 +35,7 @@ from . import common, models, table
 ROOT = common.HERE.parent
 BUILD = ROOT / "build" / "peers"
 LIMITS = {"install": 3600, "load": 900, "answer": 900}  # seconds
-MOST = 30.0  # seconds of steps that one engine may take for a cell; beyond it takes fewer steps
+MOST = 12.0  # seconds of steps that one engine may take for a cell; beyond it takes fewer steps
 
 
 @dataclass(frozen=True)
@@ -274,6 +274,8 @@ def rows(args: argparse.Namespace, threads: int, console: Console) -> Iterator[d
                         )
                 yield {
                     "op": "peers",
+                    "impl": "engine",
+                    "dtype": "bfloat16",
                     "shape": {"model": args.model, "paths": paths, "prompt": length},
                     "threads": threads,
                     "clock": "process CPU" if threads == 1 else "wall",
@@ -311,7 +313,7 @@ def main() -> int:
     parser.add_argument("--paths", type=numbers, default=[1, 8, 32, 64])
     parser.add_argument("--prompts", type=numbers, default=[128, 1024, 4096])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=16, help="of a round")
+    parser.add_argument("--steps", type=int, default=10, help="of a round")
     parser.add_argument("--torch", default="torch==2.13.0", help="what the peers' pip installs")
     parser.add_argument("--dry-run", action="store_true", help="print rows, keep none")
     args = parser.parse_args()

@@ -18,6 +18,13 @@ Ratios to other ways of doing the same, in one run, interleaved; inputs that no 
 the part of the measured memory or arithmetic limit of the machine. One thread is timed in CPU time, several
 on the wall. `make bench` measures and rewrites this page.
 """
+PEERS_HEAD = """## Beside other engines
+
+Tokens a second of N paths of one prompt, random weights, temperature 0.8, top-k 50: N over the median step, every
+engine a process of its own, asked in turn (`make bench-peers`; how each is used stands in benchmarks/peers). One
+thread in CPU time of the process, two on the wall. The last column is against the best with weights of 16 bits or
+more; int8 stands beside them for comparison. Prefill runs a new prompt, start is until all paths have their first
+token of a known one."""
 BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
 HEAD = ["op", "shape", "dtype", "threads", "median", "of roof", "against (times as long)"]
 ENGINE_HEAD = [
@@ -37,10 +44,10 @@ ENGINE_TITLE = (
 )
 
 
-def committed() -> dict[str, list[dict[str, Any]]]:
+def committed(folder: str = "rows") -> dict[str, list[dict[str, Any]]]:
     """The newest row of each case, by device."""
     devices: dict[str, list[dict[str, Any]]] = {}
-    for path in sorted((ROOT / "benchmarks" / "rows").glob("*.jsonl")):
+    for path in sorted((ROOT / "benchmarks" / folder).glob("*.jsonl")):
         newest = {}
         for line in path.read_text().splitlines():
             row = json.loads(line)
@@ -100,20 +107,52 @@ def peer_lines(rows: list[dict[str, Any]]) -> list[str]:
     table = [["prompt", "paths", "threads", *names, "pyttc / best"]]
     table.append(["---"] * len(table[0]))
     for row in rows:
-        speeds = {name: e.get("tokens_per_second") for name, e in row["engines"].items()}
-        others = [
-            speed
-            for name, speed in speeds.items()
-            if speed and name != "pyttc" and row["engines"][name]["dtype"] != "int8"
-        ]
-        ours, best = speeds.get("pyttc"), max(others, default=None)
+        engines = row["engines"]
+        speeds = {name: e.get("tokens_per_second", 0) for name, e in engines.items()}
+        others = [speeds[n] for n in names if n != "pyttc" and engines[n]["dtype"] != "int8"]
+        ours, best = speeds["pyttc"], max(others, default=0)
         table.append(
-            [str(row["shape"][name]) for name in ("prompt", "paths")]
-            + [str(row["threads"])]
-            + [f"{speed:.0f}" if (speed := speeds.get(name)) else "" for name in names]
-            + [f"{ours / best:.2f}" if ours and best else ""]
+            [str(row["shape"]["prompt"]), str(row["shape"]["paths"]), str(row["threads"])]
+            + [f"{speeds[name]:.0f}" if speeds[name] else "-" for name in names]
+            + [f"{ours / best:.2f}" if ours and best else "-"]
         )
     return ["| " + " | ".join(cells) + " |" for cells in table]
+
+
+def peer_costs(rows: list[dict[str, Any]]) -> list[str]:
+    """A Markdown table of what else the engines took at the most paths, on one thread."""
+    table = [["engine", "weights", "prompt", "prefill", "start of 64", "loaded", "at most"]]
+    table.append(["---"] * len(table[0]))
+    for row in rows:
+        if (row["shape"]["paths"], row["threads"]) != (64, 1):
+            continue
+        for e in row["engines"].values():
+            if "why" not in e:
+                table.append(
+                    [e["engine"], e["dtype"], str(row["shape"]["prompt"])]
+                    + [f"{e['prefill_s']:.2f} s", f"{e['start_s']:.2f} s"]
+                    + [f"{e['loaded_mib']} MiB", f"{e['peak_mib']} MiB"]
+                )
+    return ["| " + " | ".join(cells) + " |" for cells in table]
+
+
+def peer_page() -> list[str]:
+    """What docs/benchmarks.md says of the other engines."""
+    parts = []
+    for rows in committed("rows/peers").values():
+        last = max(rows, key=lambda row: row["date"])
+        title = f"{last['device']}, {last['isa']}; {last['date']}, {last['commit']}"
+        reasons = dict.fromkeys(
+            f"- {name}, {row['shape']['paths']} paths of {row['shape']['prompt']}: {e['why']}"
+            for row in rows
+            for name, e in row["engines"].items()
+            if "why" in e
+        )
+        for model in dict.fromkeys(row["shape"]["model"] for row in rows):
+            chosen = [row for row in rows if row["shape"]["model"] == model]
+            parts += ["", f"{title}, {model}", "", *peer_lines(chosen), "", *peer_costs(chosen)]
+        parts += ["", *reasons] if reasons else []
+    return ["", *PEERS_HEAD.splitlines(), *parts, ""] if parts else []
 
 
 def headlines(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -152,7 +191,8 @@ def block() -> str:
 
 def page() -> str:
     """docs/benchmarks.md."""
-    return "\n".join([ALL_HEAD, *(line for rows in committed().values() for line in tables(rows))])
+    ours = [line for rows in committed().values() for line in tables(rows)]
+    return "\n".join([ALL_HEAD, *ours, *peer_page()])
 
 
 def rewritten(readme: str) -> str:

@@ -1,6 +1,6 @@
-"""CTranslate2's generate_batch with num_hypotheses=N: the prompt but for its last token is a static one, whose
-state is cached between requests and copied to the paths. On CPUs it computes in float32 or int8, nothing
-between. Its callback, called for each path at each step, tells the time."""
+"""CTranslate2's generate_batch with num_hypotheses=N: the prompt but for its last token is a static one,
+whose state is cached between requests and copied to the paths. On CPUs it computes in float32 or int8 (its
+bfloat16 wants a GPU). Its callback, called for each path at each step, tells the time."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
-"""llama.cpp through llama-cpp-python's bindings, built for the machine it runs on: the cells of the prompt are
-kept and shared by N sequences (seq_cp in a unified cache, without copies), a step is one batch of N tokens and
-a draw by each path's own chain of samplers. Flash attention is off: on CPUs its kernel is slower at N>1."""
+"""llama.cpp through llama-cpp-python's bindings, built for the machine it runs on: the cells of the prompt
+are kept and shared by N sequences (seq_cp in a unified cache, no copies), a step is one batch of N tokens
+and a draw by each path's own chain of samplers. bfloat16 weights, since they beat float16 where the processor
+has bfloat16, and no flash attention, whose kernel for CPUs is slower at N>1 and long prompts."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""OpenVINO GenAI's continuous batching: one request with num_return_sequences=N, whose prompt runs once and is
-shared by block table; prefix caching keeps it for the next request. The model is converted by optimum-intel,
-weights as 16 bits, computed and cached in bfloat16 (its own default is bfloat16 with keys and values of 8
-bits, which on the CPU are no faster). Steps are taken one by one, so that each can be timed; the first is the whole prompt and a draw."""
+"""OpenVINO GenAI's continuous batching: one request with num_return_sequences=N, whose prompt runs once and
+is shared by block table; prefix caching keeps it for the next request. The model is converted by
+optimum-intel, weights as 16 bits, computed and cached in bfloat16 (its own default caches 8 bits, no faster
+on CPUs). Steps are taken one by one, so that each can be timed; the first is the prompt and a draw."""
 
 from __future__ import annotations
 

