@@ -20,11 +20,11 @@ on the wall. `make bench` measures and rewrites this page.
 """
 PEERS_HEAD = """## Beside other engines
 
-Tokens a second of N paths of one prompt, random weights, temperature 0.8, top-k 50: N over the median step, every
-engine a process of its own, asked in turn (`make bench-peers`; how each is used stands in benchmarks/peers). One
-thread in CPU time of the process, two on the wall. The last column is against the best with weights of 16 bits or
-more; int8 stands beside them for comparison. Prefill runs a new prompt, start is until all paths have their first
-token of a known one."""
+Tokens a second of N paths of one prompt, random weights, temperature 0.8, top-k 50: N over the median step,
+every engine a process of its own, asked in turn (`make bench-peers`; how each is used stands in
+benchmarks/peers). One thread in CPU time of the process, two on the wall. The last column is against the best
+with weights of 16 bits or more; int8 stands beside them for comparison. Prefill runs a new prompt, start is
+until all paths have their first token of a known one."""
 BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
 HEAD = ["op", "shape", "dtype", "threads", "median", "of roof", "against (times as long)"]
 ENGINE_HEAD = [
@@ -108,8 +108,8 @@ def peer_lines(rows: list[dict[str, Any]]) -> list[str]:
     table.append(["---"] * len(table[0]))
     for row in rows:
         engines = row["engines"]
-        speeds = {name: e.get("tokens_per_second", 0) for name, e in engines.items()}
-        others = [speeds[n] for n in names if n != "pyttc" and engines[n]["dtype"] != "int8"]
+        speeds = {name: engines.get(name, {}).get("tokens_per_second", 0) for name in names}
+        others = [speeds[n] for n in engines if n != "pyttc" and engines[n]["dtype"] != "int8"]
         ours, best = speeds["pyttc"], max(others, default=0)
         table.append(
             [str(row["shape"]["prompt"]), str(row["shape"]["paths"]), str(row["threads"])]

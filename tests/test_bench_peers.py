@@ -126,4 +126,4 @@ def test_the_table_names_the_best_of_equal_precision() -> None:
     }
     engines["d"] = {"dtype": "bfloat16", "why": "does not install"}
     row = {"shape": {"prompt": 5, "paths": 3}, "threads": 1, "engines": engines}
-    assert table.peer_lines([row])[-1] == "| 5 | 3 | 1 | 30 | 10 | 20 | 40 |  | 1.50 |"
+    assert table.peer_lines([row])[-1] == "| 5 | 3 | 1 | 30 | 10 | 20 | 40 | - | 1.50 |"
