@@ -167,4 +167,5 @@ def test_per_isa_objects_have_no_weak_symbols(source, tmp_path):
 
 def test_every_benchmark_can_be_imported():
     for path in (ROOT / "benchmarks").rglob("*.py"):
-        importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
+        if not path.with_suffix(".txt").exists():  # else it has an environment of its own
+            importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
