@@ -185,8 +185,8 @@ def wrong(got: dict[str, Any], paths: int, steps: int) -> str | None:
         return f"gave {len(tokens)} paths of {lengths} tokens, not {paths} of {1 + steps}"
     if len({tuple(path) for path in tokens}) != paths:
         return f"{paths} paths are not distinct"
-    if not len(got["wall"]) == len(got["cpu"]) == steps:
-        return f"timed {len(got['wall'])} steps, not {steps}"
+    if not len(got["wall"]) == len(got["cpu"]) == 1 + steps:
+        return f"timed {len(got['wall'])} tokens, not {1 + steps}"
     return None
 
 
@@ -237,14 +237,15 @@ class Field:
         if "skip" in answers[-1]:
             return {"why": answers[-1]["skip"]}
         rest = answers[1:]
-        timing = common.summary([seconds for got in rest for seconds in got[self.clock]])
+        steps = [seconds for got in rest for seconds in got[self.clock][1:]]
+        timing = common.summary(steps)
         return {
             "step_ms": round(1e3 * timing.median, 3),
             "p20_ms": round(1e3 * timing.p20, 3),
             "p80_ms": round(1e3 * timing.p80, 3),
             "tokens_per_second": round(paths / timing.median, 1),
-            "steps": sum(len(got[self.clock]) for got in rest),
-            "start_s": round(statistics.median(got["start"] for got in rest), 4),
+            "steps": len(steps),
+            "start_s": round(statistics.median(got[self.clock][0] for got in rest), 4),
             "peak_mib": max(got["peak_mib"] or 0 for got in answers),
         }
 
@@ -264,7 +265,7 @@ def rows(args: argparse.Namespace, threads: int, console: Console) -> Iterator[d
         rng = np.random.default_rng(0)
         for length in args.prompts:
             prompt = rng.integers(3, 32000, length).tolist()
-            prefill = {name: field.ask(name, prompt, 1, 2).get("start") for name in loaded}
+            prefill = {name: field.ask(name, prompt, 1, 2).get(field.clock) for name in loaded}
             for paths in args.paths:
                 found = field.cell(prompt, paths, args.steps, args.rounds)
                 for name, got in found.items():
@@ -283,7 +284,7 @@ def rows(args: argparse.Namespace, threads: int, console: Console) -> Iterator[d
                         name: {
                             "dtype": ENGINES[name].dtype,
                             **loaded.get(name, {}),
-                            "prefill_s": prefill.get(name),
+                            "prefill_s": (prefill.get(name) or [None])[0],
                             **found[name],
                         }
                         for name in args.peers

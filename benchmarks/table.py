@@ -130,7 +130,7 @@ def peer_costs(rows: list[dict[str, Any]]) -> list[str]:
             if "why" not in e:
                 table.append(
                     [e["engine"], e["dtype"], str(row["shape"]["prompt"])]
-                    + [f"{e['prefill_s']:.2f} s", f"{e['start_s']:.2f} s"]
+                    + [f"{e[s]:.2f} s" if e.get(s) else "-" for s in ("prefill_s", "start_s")]
                     + [f"{e['loaded_mib']} MiB", f"{e['peak_mib']} MiB"]
                 )
     return ["| " + " | ".join(cells) + " |" for cells in table]

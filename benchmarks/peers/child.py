@@ -39,15 +39,15 @@ class Peer(Protocol):
 
 
 def answer(peer: Peer, request: dict[str, Any]) -> dict[str, Any]:
-    """tokens [paths][1 + steps]; start: seconds until all paths had the first; wall and cpu: seconds of
-    each step after it, cpu that of the whole process; peak_mib: the most memory held."""
+    """tokens [paths][1 + steps]; wall and cpu: seconds until all paths had the first, then of each step,
+    cpu that of the whole process; peak_mib: the most memory held."""
     marks: list[tuple[float, float]] = []
 
     def mark() -> None:
         marks.append((time.perf_counter(), time.process_time()))
 
     forget_peak()
-    begun = time.perf_counter()
+    mark()
     try:
         tokens = peer.decode(request["prompt"], request["paths"], request["steps"], mark)
     except Skip as why:
@@ -55,7 +55,6 @@ def answer(peer: Peer, request: dict[str, Any]) -> dict[str, Any]:
     taken = [(b[0] - a[0], b[1] - a[1]) for a, b in zip(marks, marks[1:])]  # noqa: B905
     return {
         "tokens": [[int(token) for token in path] for path in tokens],
-        "start": marks[0][0] - begun,
         "wall": [wall for wall, _ in taken],
         "cpu": [cpu for _, cpu in taken],
         "peak_mib": memory("VmHWM"),

@@ -23,6 +23,7 @@ class Pyttc:
         loaded = transformers.AutoModelForCausalLM.from_pretrained(model, dtype=dtype).eval()
         self.engine = Engine(RowModel(loaded, True), memory="2GiB")
         self.engine.eos = []
+        self.prompt: list[int] = []
 
     def decode(
         self, prompt: list[int], paths: int, steps: int, mark: Callable[[], None]
@@ -30,7 +31,9 @@ class Pyttc:
         def after_step(*_: Any) -> None:  # not called after the last
             mark()
 
-        found = self.engine.prefill(prompt).fork(paths, seed=0)
+        if prompt != self.prompt:
+            self.prompt, self.root = prompt, self.engine.prefill(prompt)
+        found = self.root.fork(paths, seed=0)
         sampling = {"temperature": child.TEMPERATURE, "top_k": child.TOP_K}
         found.decode(max_new_tokens=1 + steps, stop_if=after_step, progress=False, **sampling)
         mark()
