@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from .. import _C
 from .attention import Step
+from .room import Room
 
 FAMILY = ("llama", "mistral", "qwen2", "qwen3")
 
@@ -47,7 +48,11 @@ class LlamaPass:
         self.base = model.base_model
         config = self.base.config
         self.eps = float(config.rms_norm_eps)
-        self.layers = [read_layer(layer, config) for layer in self.base.layers]
+        linears = [m for m in self.base.layers.modules() if isinstance(m, nn.Linear)]
+        linears.append(model.get_output_embeddings())
+        room = Room(len(linears), sum(linear.weight.nbytes for linear in linears))
+        self.layers = [read_layer(layer, config, room) for layer in self.base.layers]
+        fused(room, linears[-1])
 
     def __call__(self, tokens: torch.Tensor, positions: torch.Tensor, step: Step) -> torch.Tensor:
         """[rows, H], after the last norm, of tokens [rows] at positions [rows]."""
@@ -91,7 +96,7 @@ def serves(model: Any) -> bool:
     return 2 * frequencies.numel() == int(base.layers[0].self_attn.head_dim)
 
 
-def read_layer(layer: Any, config: Any) -> Layer:
+def read_layer(layer: Any, config: Any, room: Room) -> Layer:
     attention, mlp = layer.self_attn, layer.mlp
     norms = (layer.input_layernorm.weight, layer.post_attention_layernorm.weight)
     head_norms = None
@@ -100,25 +105,23 @@ def read_layer(layer: Any, config: Any) -> Layer:
     window = config.sliding_window if config.model_type == "mistral" else None
     return Layer(
         norms,
-        fused(attention.q_proj, attention.k_proj, attention.v_proj),
+        fused(room, attention.q_proj, attention.k_proj, attention.v_proj),
         head_norms,
-        fused(attention.o_proj),
-        fused(mlp.gate_proj, mlp.up_proj),
-        fused(mlp.down_proj),
+        fused(room, attention.o_proj),
+        fused(room, mlp.gate_proj, mlp.up_proj),
+        fused(room, mlp.down_proj),
         float(attention.scaling),
         getattr(attention, "sliding_window", window),
     )
 
 
 @torch.no_grad()
-def fused(*linears: nn.Linear) -> Product:
+def fused(room: Room, *linears: nn.Linear) -> Product:
     """The product of several linear layers, whose weights become views of one matrix."""
-    if len(linears) == 1:
-        return Product(linears[0].weight, linears[0].bias)
-    weight = torch.cat([linear.weight for linear in linears])
-    for linear, rows in zip(
-        linears, weight.split([linear.out_features for linear in linears]), strict=True
-    ):
+    counts = [linear.out_features for linear in linears]
+    weight = room.take((sum(counts), linears[0].in_features), linears[0].weight.dtype)
+    torch.cat([linear.weight for linear in linears], out=weight)
+    for linear, rows in zip(linears, weight.split(counts), strict=True):
         linear.weight.data = rows
     biases: list[torch.Tensor] = [linear.bias for linear in linears if linear.bias is not None]
     return Product(weight, torch.cat(biases) if biases else None)
