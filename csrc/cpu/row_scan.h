@@ -42,7 +42,7 @@ struct BlockStat {
 
 // x * scale = log2 of the weight, for a temperature > 0.
 struct Scale {
-  double c;
+  double c, inverse;
   float high, low;
 };
 Scale make_scale(double temperature);
@@ -51,9 +51,10 @@ bool is_wide(const Scale& scale, double z);
 
 struct RowScan {
   Scale scale;
-  // The segment's reference, and the values at 2^-120 and 2^4 of it: below, weights are 0; above,
-  // it moves.
-  float neg_ref, floor, ceiling;
+  // The segment's reference, the value it was set by, and the values at 2^-120 and 2^4 of it:
+  // below, weights are 0; above, it moves.
+  double ref, above;  // above: origin * scale - ref
+  float origin, floor, ceiling;
   bool wide, invalid;
   // The best columns so far as order_key, in any order. Only values above `threshold` can still
   // enter.

@@ -4,8 +4,7 @@
 // four chains of float sums of four vectors each, double from there on, and candidates looked for
 // only where the block's maximum passes the threshold.
 #pragma once
-#include "row_scan.h"
-#include "simd.h"
+#include "row_weight.h"
 
 namespace pyttc {
 namespace {
@@ -28,58 +27,6 @@ inline double lane_sum(vf a) {
   return sum[0];
 }
 #endif
-
-// Constants of one reference, in registers.
-struct Reference {
-  vf high, low, neg_high, neg_ref, floor;
-  Reference(const Scale& scale, float neg_ref, float floor)
-      : high(set1(scale.high)),
-        low(set1(scale.low)),
-        neg_high(set1(-scale.high)),
-        neg_ref(set1(neg_ref)),
-        floor(set1(floor)) {}
-};
-
-// 2^f for |f| <= 1/2: minimax in relative error with float coefficients (3e-9 before rounding),
-// exact at 0.
-inline vf exp2_reduced(vf f) {
-  vf p = set1(0x1.4168cep-13f);
-  p = fma(p, f, set1(0x1.5f082cp-10f));
-  p = fma(p, f, set1(0x1.3b2de4p-7f));
-  p = fma(p, f, set1(0x1.c6af7cp-5f));
-  p = fma(p, f, set1(0x1.ebfbdcp-3f));
-  p = fma(p, f, set1(0x1.62e430p-1f));
-  return fma(p, f, set1(1.f));
-}
-
-// Splits x * scale - ref into a whole number and a fraction; x at least the floor and finite, or
-// NaN.
-inline void split(vf x, const Reference& r, vf& whole, vf& fraction) {
-#if defined(__AVX2__)
-  const vf n = round(x * r.neg_high);
-  fraction = fma(x, r.low, fma(x, r.high, n));  // the product is exact inside the fma
-  whole = r.neg_ref - n;
-#else  // no fma: the exact product of two floats needs doubles
-  for (int i = 0; i < W; ++i) {
-    const double z = static_cast<double>(x.v[i]) * r.high.v[i];
-    const double n = (z + 0x1.8p52) - 0x1.8p52;  // to a whole number
-    fraction.v[i] = static_cast<float>(z - n + static_cast<double>(x.v[i]) * r.low.v[i]);
-    whole.v[i] = static_cast<float>(n + r.neg_ref.v[i]);
-  }
-#endif
-}
-
-// a * 2^n for -126 <= n <= 127.
-inline vf scale2_normal(vf a, vf n) {
-#if defined(__AVX512F__)
-  return scale2(a, n);
-#elif defined(__AVX2__)
-  const __m256i exponent = _mm256_add_epi32(_mm256_cvtps_epi32(n.v), _mm256_set1_epi32(127));
-  return {_mm256_mul_ps(a.v, _mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23)))};
-#else
-  return scale2(a, n);
-#endif
-}
 
 // The block's columns above the threshold join the candidates. All masks first: a branch a vector
 // would be mispredicted once a candidate.
@@ -106,52 +53,126 @@ inline float largest_of(const T* x) {
   return hmax(m);
 }
 
-// Sums of one pass over a block with the reference as it is; returns the largest values.
+// Adds the sums of the lanes of a and of b to both[0] and both[1].
+#if defined(__AVX512F__)
+inline __m512d doubles(vf a) {
+  return _mm512_cvtps_pd(
+      _mm256_add_ps(_mm512_castps512_ps256(a.v), _mm512_extractf32x8_ps(a.v, 1)));
+}
+inline void add_lanes(vf a, vf b, double* both) {
+  const __m512d x = doubles(a), y = doubles(b);
+  const __m512d eight = _mm512_add_pd(_mm512_unpacklo_pd(x, y), _mm512_unpackhi_pd(x, y));
+  const __m256d four =
+      _mm256_add_pd(_mm512_castpd512_pd256(eight), _mm512_extractf64x4_pd(eight, 1));
+  const __m128d two = _mm_add_pd(_mm256_castpd256_pd128(four), _mm256_extractf128_pd(four, 1));
+  _mm_storeu_pd(both, _mm_add_pd(_mm_loadu_pd(both), two));
+}
+#else
+inline void add_lanes(vf a, vf b, double* both) {
+  both[0] += lane_sum(a);
+  both[1] += lane_sum(b);
+}
+#endif
+
+// 2 * W columns, in an order of their own: halves of a register of bfloat16 are its even and its
+// odd columns, which saves spreading them out.
 template <class T>
-inline vf sum_block(const T* x, const RowScan& s, BlockStat& stat) {
-  const Reference r(s.scale, s.neg_ref, s.floor);
+inline void load_two(const T* x, vf& a, vf& b) {
+  a = load(x);
+  b = load(x + W);
+}
+#if defined(__AVX512F__)
+inline void load_two(const bf16* x, vf& a, vf& b) {
+  const __m512i both = _mm512_loadu_si512(x);
+  a.v = _mm512_castsi512_ps(_mm512_slli_epi32(both, 16));
+  b.v = _mm512_castsi512_ps(_mm512_and_si512(both, _mm512_set1_epi32(~0xffff)));
+}
+#elif defined(__AVX2__)
+inline void load_two(const bf16* x, vf& a, vf& b) {
+  const __m256i both = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x));
+  a.v = _mm256_castsi256_ps(_mm256_slli_epi32(both, 16));
+  b.v = _mm256_castsi256_ps(_mm256_and_si256(both, _mm256_set1_epi32(~0xffff)));
+}
+#endif
+
+// A block whose lanes are still to be added up: that is a chain of a dozen operations, each waiting
+// for the one before, so it is left to the end of the segment.
+constexpr int kPart = 4 * W * kChains;  // chains of four, whatever the vector's width
+struct OpenBlock {
+  vf sum[kBlock / kPart], moment[kBlock / kPart];
+  double above;
+  BlockStat* stat;
+  bool any;  // at or above the floor
+};
+struct OpenBlocks {
+  OpenBlock at[kSegmentBlocks];
+  int n = 0;
+};
+
+// Sums of one pass over a block with the reference as it is; returns the largest values. The moment
+// is summed about the value the reference was set by, which is near enough to it for floats.
+template <class T>
+inline vf sum_block(const T* x, const RowScan& s, OpenBlock& open) {
+  const Reference r(s.scale, s.ref, s.floor);
+  const vf origin = set1(s.origin);
   vf largest = set1(-kInf);
-  stat.sum = stat.moment = 0;
-  constexpr int kPart = 4 * W * kChains;  // chains of four, whatever the vector's width
-  for (int part = 0; part < kBlock; part += kPart) {
+  for (int part = 0; part < kBlock / kPart; ++part, x += kPart) {
     vf sum[kChains], moment[kChains];
     for (int c = 0; c < kChains; ++c) sum[c] = moment[c] = zero();
-    for (int i = part; i < part + kPart; i += W * kChains)
+    for (int i = 0; i < kPart; i += W * kChains) {
+      vf v[kChains];
+      for (int c = 0; c < kChains; c += 2) load_two(x + i + c * W, v[c], v[c + 1]);
       for (int c = 0; c < kChains; ++c) {
-        const vf v = load(x + i + c * W);
-        largest = max(v, largest);
-        vf whole, f;
-        split(max(r.floor, v), r, whole, f);
-        const vf e = scale2_normal(exp2_reduced(f), whole);
+        largest = max(v[c], largest);
+        const vf at = max(r.floor, v[c]), e = power(at, r);
         sum[c] = sum[c] + e;
-        moment[c] = fma(e, whole + f, moment[c]);
+        moment[c] = fma(e, at - origin, moment[c]);
       }
-    stat.sum += lane_sum((sum[0] + sum[1]) + (sum[2] + sum[3]));
-    stat.moment += lane_sum((moment[0] + moment[1]) + (moment[2] + moment[3]));
+    }
+    open.sum[part] = (sum[0] + sum[1]) + (sum[2] + sum[3]);
+    open.moment[part] = (moment[0] + moment[1]) + (moment[2] + moment[3]);
   }
   return largest;
 }
 
 constexpr double kNothing = 0x1p-111;  // the sum of a block of weights 2^-120 is below
 
+inline void close_blocks(OpenBlocks& open, RowScan& s) {
+  for (int i = 0; i < open.n; ++i) {
+    const OpenBlock& block = open.at[i];
+    double sums[2] = {};
+    for (int part = 0; part < kBlock / kPart; ++part)
+      add_lanes(block.sum[part], block.moment[part], sums);
+    BlockStat& stat = *block.stat;
+    stat.sum = sums[0];
+    stat.moment = s.scale.c * sums[1] + block.above * sums[0];
+    // NaN or +inf, which make the sum NaN; or nothing at or above the floor
+    if (!(stat.sum > kNothing)) {
+      s.invalid |= stat.sum != stat.sum;
+      if (!block.any) stat.sum = stat.moment = 0;
+    }
+  }
+  open.n = 0;
+}
+
 template <class T>
-inline void scan_full_block(const T* x, int64_t block, RowScan& s) {
+inline void scan_full_block(const T* x, int64_t block, RowScan& s, OpenBlocks& open) {
   BlockStat& stat = s.blocks[block];
   if (block % kSegmentBlocks == 0) set_reference(s, largest_of(x));
   if (!s.wide) {
-    vf largest = sum_block(x, s, stat);
+    OpenBlock& now = open.at[open.n];
+    vf largest = sum_block(x, s, now);
     if (bits(largest > set1(s.ceiling)) && hmax(largest) < kInf) {
       set_reference(s, hmax(largest));
-      if (!s.wide) largest = sum_block(x, s, stat);
+      if (!s.wide) largest = sum_block(x, s, now);
     }
     if (!s.wide) {
-      stat.ref = -s.neg_ref;
+      now.above = s.above;
+      now.stat = &stat;
+      now.any = bits(largest >= set1(s.floor));
+      ++open.n;
+      stat.ref = s.ref;
       stat.wide = false;
-      // NaN or +inf, which make the sum one of the two; or nothing at or above the floor
-      if (!(stat.sum > kNothing && stat.sum < kInf)) {
-        s.invalid |= !(stat.sum < kInf);
-        if (!bits(largest >= set1(s.floor))) stat.sum = stat.moment = 0;
-      }
       if (s.k && bits(largest > set1(s.threshold))) collect(x, block * kBlock, s);
       return;
     }
@@ -165,13 +186,13 @@ inline void scan_full_block(const T* x, int64_t block, RowScan& s) {
 // Block `block` of a row: n <= 256 columns at x. Call with blocks of a segment in ascending order,
 // from its first on.
 template <class T>
-inline void scan_block(const T* x, int n, int64_t block, RowScan& s) {
+inline void scan_block(const T* x, int n, int64_t block, RowScan& s, OpenBlocks& open) {
   if (n == kBlock) {
-    scan_full_block(x, block, s);
+    scan_full_block(x, block, s, open);
   } else {
     float buffer[kBlock];
     for (int i = 0; i < kBlock; ++i) buffer[i] = i < n ? to_float(x[i]) : -kInf;
-    scan_full_block(buffer, block, s);
+    scan_full_block(buffer, block, s, open);
   }
 }
 
@@ -187,10 +208,10 @@ inline unsigned kept_lanes(vf v, int64_t column, const Filter& filter) {
   return kept & kAll;
 }
 
-// n columns from `column`, a multiple of W, on as floats, -inf for those the filter leaves out and
-// up to the next multiple of 16; false if that is all of them.
-template <class T>
-inline bool filter_columns(const T* x, int n, int64_t column, const Filter& filter, float* out) {
+// n columns from `column`, a multiple of W, on, -inf for those the filter leaves out and up to the
+// next multiple of 16; false if that is all of them.
+template <class T, class Out>
+inline bool filter_columns(const T* x, int n, int64_t column, const Filter& filter, Out* out) {
   unsigned any = 0;
   for (int i = 0; i < (n + kGroup - 1) / kGroup * kGroup; i += W) {
     vf v = set1(-kInf);
@@ -216,29 +237,23 @@ template <class T>
 void scan(const void* row_, int64_t v, int64_t begin, int64_t end, const Filter* filter,
           RowScan& s) {
   const T* row = static_cast<const T*>(row_);
+  OpenBlocks open;
   for (int64_t block = begin; block < end; ++block) {
     const T* x = row + block * kBlock;
     const int n = v - block * kBlock < kBlock ? static_cast<int>(v - block * kBlock) : kBlock;
+    T buffer[kBlock];  // not of floats: their columns would be summed in another order
     if (!filter) {
-      scan_block(x, n, block, s);
-      continue;
-    }
-    float buffer[kBlock];
-    if (all_masked(filter->mask, block, n) ||
-        !filter_columns(x, n, block * kBlock, *filter, buffer)) {
+      scan_block(x, n, block, s, open);
+    } else if (all_masked(filter->mask, block, n) ||
+               !filter_columns(x, n, block * kBlock, *filter, buffer)) {
       if (block % kSegmentBlocks == 0) set_reference(s, -kInf);
       s.blocks[block] = BlockStat();
     } else {
-      scan_block(buffer, n, block, s);
+      scan_block(buffer, n, block, s, open);
     }
+    if ((block + 1) % kSegmentBlocks == 0) close_blocks(open, s);
   }
-}
-
-// e of W columns, exactly 0 for those 2^-120 below the reference.
-inline vf weight(vf v, const Reference& r) {
-  vf whole, f;
-  split(max(r.floor, v), r, whole, f);
-  return select(v >= r.floor, scale2_normal(exp2_reduced(f), whole), zero());
+  close_blocks(open, s);
 }
 
 inline void group_weights(const float* x, const Reference& r, float* e) {
@@ -261,7 +276,7 @@ inline void load_group(const T* row, int64_t v, int64_t group, const Filter* fil
 }
 
 inline Reference reference_of(const Scale& scale, const BlockStat& stat) {
-  return Reference(scale, static_cast<float>(-stat.ref), reference_floor(scale, stat.ref));
+  return Reference(scale, stat.ref, reference_floor(scale, stat.ref));
 }
 
 template <class T>
