@@ -15,7 +15,7 @@ constexpr double kWide = 0x1p19;    // beyond, eighths of x * scale are no whole
 }  // namespace
 
 double power_of_two(double n) {
-  const int64_t whole = n > -1022 && n <= 0 ? static_cast<int64_t>(n) : 1;
+  const int64_t whole = n > -1022 && n < 1023 ? static_cast<int64_t>(n) : 1024;
   if (whole != n) return std::exp2(n);
   const uint64_t bits = static_cast<uint64_t>(whole + 1023) << 52;
   double power;

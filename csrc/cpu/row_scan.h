@@ -100,7 +100,7 @@ void merge_best(RowScan& s, const RowScan& other);
 // than k values are above -inf).
 int64_t sort_best(RowScan& s);
 
-// 2^n, fast where n <= 0 is a whole number, as it is unless blocks are wide.
+// 2^n, fast where n is a whole number, as it is unless blocks are wide.
 double power_of_two(double n);
 
 // A row's sum of 2^(x * scale - ref); 0 where nothing is above -inf.
@@ -132,6 +132,10 @@ struct RowScanKernels {
                RowScan& s);
   // The row as floats, -inf where the filter leaves a column out and up to a multiple of 16.
   void (*values)(const void* row, int64_t v, const Filter* filter, float* x);
+  // The columns of [low, high) that `mask`, if there is one, allows, as order keys in order of
+  // column; returns how many there are. Room for v.
+  int64_t (*between)(const void* row, int64_t v, const int32_t* mask, float low, float high,
+                     uint64_t* keys);
   // The sum of a block that is not wide again, in double precision.
   double (*refined_sum)(const void* row, int64_t v, int64_t block, const Filter* filter,
                         const Scale& scale, const BlockStat& stat);

@@ -213,6 +213,19 @@ inline unsigned kept_lanes(vf v, int64_t column, const Filter& filter) {
 template <class T, class Out>
 inline bool filter_columns(const T* x, int n, int64_t column, const Filter& filter, Out* out) {
   unsigned any = 0;
+  const bool equal = column + n - 1 <= filter.last;  // all columns may equal the floor, or none
+  if (n == kBlock && (equal || column > filter.last)) {
+    const vf floor = set1(filter.floor);
+    for (int i = 0; i < kBlock; i += W) {
+      const vf v = load(x + i);
+      unsigned kept = equal ? bits(v >= floor) : bits(v > floor);
+      if (filter.mask)
+        kept &= static_cast<uint32_t>(filter.mask[(column + i) / 32]) >> (column + i) % 32;
+      store(out + i, select(from_bits(kept), v, set1(-kInf)));
+      any |= kept;
+    }
+    return any;
+  }
   for (int i = 0; i < (n + kGroup - 1) / kGroup * kGroup; i += W) {
     vf v = set1(-kInf);
     unsigned kept = 0;
@@ -294,6 +307,30 @@ void weights(const void* row, int64_t v, int64_t begin, int64_t end, const Filte
 }
 
 template <class T>
+int64_t between(const void* row_, int64_t v, const int32_t* mask, float low, float high,
+                uint64_t* keys) {
+  const T* row = static_cast<const T*>(row_);
+  const uint64_t* begin = keys;
+  const vf least = set1(low), above = set1(high);
+  for (int64_t column = 0; column < v; column += 64) {
+    uint64_t hits = 0;
+    for (int i = 0; i < 64 && column + i < v; i += W) {
+      const int64_t left = v - column - i;
+      const T* at = row + column + i;
+      const vf x = left < W ? load_n(at, static_cast<int>(left), -kInf) : load(at);
+      unsigned hit = bits(x >= least) & ~bits(x >= above);
+      if (mask) hit &= static_cast<uint32_t>(mask[(column + i) / 32]) >> (column + i) % 32;
+      hits |= uint64_t{hit & ((1u << W) - 1)} << i;
+    }
+    for (; hits; hits &= hits - 1) {
+      const int64_t c = column + __builtin_ctzll(hits);
+      *keys++ = order_key(to_float(row[c]), c);
+    }
+  }
+  return keys - begin;
+}
+
+template <class T>
 void values(const void* row, int64_t v, const Filter* filter, float* x) {
   for (int64_t g = 0; g * kGroup < v; ++g)
     load_group(static_cast<const T*>(row), v, g, filter, x + g * kGroup);
@@ -346,50 +383,107 @@ double refined_sum(const void* row, int64_t v, int64_t block, const Filter* filt
   return sum[0];
 }
 
+// The sums of 16 groups' columns. Doubles of four groups end in one register, as a matrix is
+// transposed, where lane_sum would wait for each of theirs.
+#if defined(__AVX512F__)
+inline __m512d two_sums(vf a, vf b) {
+  const auto eight = [](vf e) {
+    return _mm512_add_pd(_mm512_cvtps_pd(lower(e)), _mm512_cvtps_pd(upper(e)));
+  };
+  const __m512d x = eight(a), y = eight(b);
+  return _mm512_add_pd(_mm512_unpacklo_pd(x, y), _mm512_unpackhi_pd(x, y));
+}
+inline __m512d add_halves(__m512d a, __m512d b) {
+  return _mm512_add_pd(_mm512_shuffle_f64x2(a, b, 0x88), _mm512_shuffle_f64x2(a, b, 0xdd));
+}
+inline void group_sums(const vf* e, double* sums) {
+  for (int g = 0; g < kGroups; g += 8, e += 8)
+    _mm512_storeu_pd(sums + g, add_halves(add_halves(two_sums(e[0], e[1]), two_sums(e[2], e[3])),
+                                          add_halves(two_sums(e[4], e[5]), two_sums(e[6], e[7]))));
+}
+#else
+inline void group_sums(const vf* e, double* sums) {
+  for (int g = 0; g < kGroups; ++g, e += kGroup / W) {
+    vf sum = zero();
+    for (int i = 0; i < kGroup / W; ++i) sum = sum + e[i];
+    sums[g] = lane_sum(sum);
+  }
+}
+#endif
+
+#if defined(__AVX512F__)
+template <int kBy>
+inline __m512d add_moved_up(__m512d a) {
+  const __m512i moved =
+      _mm512_alignr_epi64(_mm512_castpd_si512(a), _mm512_setzero_si512(), 8 - kBy);
+  return _mm512_add_pd(a, _mm512_castsi512_pd(moved));
+}
+#endif
+
+// Running sums of 16 doubles; what follows loads them as vectors, which wait for what was stored in
+// parts.
+inline void accumulate(double* x) {
+#if defined(__AVX512F__)
+  const auto running = [](__m512d a) {
+    return add_moved_up<4>(add_moved_up<2>(add_moved_up<1>(a)));
+  };
+  const __m512d a = running(_mm512_loadu_pd(x)), b = running(_mm512_loadu_pd(x + 8));
+  _mm512_storeu_pd(x, a);
+  _mm512_storeu_pd(x + 8, _mm512_add_pd(b, _mm512_permutexvar_pd(_mm512_set1_epi64(7), a)));
+#else
+  for (int i = 1; i < 16; ++i) x[i] += x[i - 1];
+#endif
+}
+
 template <class T>
 void groups(const void* row_, int64_t v, int64_t block, const Filter* filter, const Scale& scale,
             const BlockStat& stat, double* cumulative) {
-  const T* row = static_cast<const T*>(row_);
-  const Reference r = reference_of(scale, stat);
-  const bool plain = !filter && !stat.wide && (block + 1) * kBlock <= v;
-  double sum = 0;
-  for (int g = 0; g < kGroups; ++g) {
-    const int64_t group = block * kGroups + g;
-    vf e = zero();
-    if (plain) {
-      for (int i = 0; i < kGroup; i += W) e = e + weight(load(row + group * kGroup + i), r);
-    } else if (group * kGroup < v) {
-      float each[kGroup];
-      weights<T>(row, v, group, group + 1, filter, scale, stat, each);
-      for (int i = 0; i < kGroup; i += W) e = e + load(each + i);
-    }
-    cumulative[g] = sum += lane_sum(e);
+  const T* row = static_cast<const T*>(row_) + block * kBlock;
+  vf e[kBlock / W];
+  if (!filter && !stat.wide && (block + 1) * kBlock <= v) {
+    const Reference r = reference_of(scale, stat);
+    for (int i = 0; i < kBlock / W; ++i) e[i] = weight(load(row + i * W), r);
+  } else {
+    float each[kBlock] = {};
+    const int64_t begin = block * kGroups, end = (v + kGroup - 1) / kGroup;
+    weights<T>(row_, v, begin, end < begin + kGroups ? end : begin + kGroups, filter, scale, stat,
+               each);
+    for (int i = 0; i < kBlock / W; ++i) e[i] = load(each + i * W);
   }
+  group_sums(e, cumulative);
+  accumulate(cumulative);
 }
 
 template <class T>
 int64_t column(const void* row, int64_t v, int64_t group, double rest, const Filter* filter,
                const Scale& scale, const BlockStat& stat, double& margin) {
   float e[kGroup];
-  weights<T>(row, v, group, group + 1, filter, scale, stat, e);
-  double ends[kGroup + 1] = {};  // ends[i + 1]: where column i ends
-  int before = 0;
-  for (int i = 0; i < kGroup; ++i) {
-    ends[i + 1] = ends[i] + static_cast<double>(e[i]);
-    before += ends[i + 1] <= rest;
+  if (!filter && !stat.wide && (group + 1) * kGroup <= v) {
+    const Reference r = reference_of(scale, stat);
+    const T* x = static_cast<const T*>(row) + group * kGroup;
+    for (int i = 0; i < kGroup; i += W) store(e + i, weight(load(x + i), r));
+  } else {
+    weights<T>(row, v, group, group + 1, filter, scale, stat, e);
   }
+  alignas(64) double room[8 + kGroup];
+  double* const ends = room + 8;  // where columns end
+  ends[-1] = 0;
+  for (int i = 0; i < kGroup; ++i) ends[i] = e[i];
+  accumulate(ends);
+  int before = 0;
+  for (int i = 0; i < kGroup; ++i) before += ends[i] <= rest;
   if (before == kGroup) {
     margin = 0;
     while (before > 1 && !(e[before - 1] > 0)) --before;
     return group * kGroup + before - 1;
   }
-  const double from_start = rest - ends[before], to_end = ends[before + 1] - rest;
+  const double from_start = rest - ends[before - 1], to_end = ends[before] - rest;
   margin = from_start < to_end ? from_start : to_end;
   return group * kGroup + before;
 }
 
 template <class T>
-constexpr RowScanKernels kKernels = {scan<T>,   values<T>, refined_sum<T>,
+constexpr RowScanKernels kKernels = {scan<T>,   values<T>, between<T>, refined_sum<T>,
                                      groups<T>, column<T>, weights<T>};
 
 }  // namespace
