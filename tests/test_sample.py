@@ -314,6 +314,20 @@ def test_rows_with_nothing_to_draw_are_flagged_and_leave_the_others_alone():
     assert torch.equal(got.topk_indices, want.topk_indices)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("filters", [{}, {"top_k": 30}, {"top_p": 0.9}], ids=str)
+def test_a_mask_allows_the_columns_of_its_bits_in_every_dtype(dtype, filters):
+    n, v = 4096, 3003
+    logits = row("normal", v, seed=8).to(dtype)
+    for allowed in (torch.arange(v) % 2 == 0, torch.arange(v) % 3 != 1, torch.arange(v) % 700 == 9):
+        mask = pack(allowed[None])
+        kept, weights = kept_columns(logits, mask=mask, **filters)
+        got = call(logits, n, mask=mask.expand(n, -1), **filters)
+        assert_draws(got.tokens, weights * kept, numbers(n))
+        mass = (weights[kept].sum() / weights.sum()).log().item()
+        assert got.log_kept_mass[0].item() == pytest.approx(mass, abs=3e-7)
+
+
 def test_a_mask_that_leaves_nothing_keeps_the_rows_own_numbers():
     logits = torch.randn(3, 777)
     logits[:, 700:] = -torch.inf

@@ -12,10 +12,8 @@
 // cost nothing.
 //
 //   RowScan s; begin_scan(s, make_scale(temperature), k, keys, blocks);
-//   kernels.scan(row, v, begin, end, nullptr, s);         // or, from a per-ISA file that
-//   scan_block(x, n, block, s)                            // includes row_scan_kernel.h, a block at
-//   a time RowTotals t = total(blocks, n);  sort_best(s);        // s.invalid: the row holds NaN or
-//   +inf
+//   kernels.scan(row, v, begin, end, nullptr, s);
+//   RowTotals t = total(blocks, n);  sort_best(s);  // s.invalid: the row holds NaN or +inf
 #pragma once
 #include <cstdint>
 
@@ -130,6 +128,10 @@ struct RowScanKernels {
   // Blocks [begin, end), begin at the start of a segment; `filter` may be null.
   void (*scan)(const void* row, int64_t v, int64_t begin, int64_t end, const Filter* filter,
                RowScan& s);
+  // The same without a filter, and beside it the sums and the best of the columns `mask` allows, in
+  // the units of s and without moments; false if some block is wide, and `allowed` unknown.
+  bool (*scan_both)(const void* row, int64_t v, int64_t begin, int64_t end, const int32_t* mask,
+                    RowScan& s, RowScan& allowed);
   // The row as floats, -inf where the filter leaves a column out and up to a multiple of 16.
   void (*values)(const void* row, int64_t v, const Filter* filter, float* x);
   // The columns of [low, high) that `mask`, if there is one, allows, as order keys in order of

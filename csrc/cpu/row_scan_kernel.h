@@ -28,10 +28,10 @@ inline double lane_sum(vf a) {
 }
 #endif
 
-// The block's columns above the threshold join the candidates. All masks first: a branch a vector
-// would be mispredicted once a candidate.
+// The block's columns above the threshold, and in the mask unless null, join the candidates. All
+// masks of lanes first: a branch a vector would be mispredicted once a candidate.
 template <class T>
-inline void collect(const T* x, int64_t column, RowScan& s) {
+inline void collect(const T* x, const int32_t* mask, int64_t column, RowScan& s) {
   const vf threshold = set1(s.threshold);
   uint64_t hits[kBlock / 64] = {};
   for (int i = 0; i < kBlock; i += W)
@@ -40,7 +40,7 @@ inline void collect(const T* x, int64_t column, RowScan& s) {
   for (int i = 0; i < kBlock; i += 64)
     for (uint64_t hit = hits[i / 64]; hit; hit &= hit - 1) {
       const int j = i + __builtin_ctzll(hit);
-      *out++ = order_key(to_float(x[j]), column + j);
+      if (!mask || (mask[j / 32] >> j % 32 & 1)) *out++ = order_key(to_float(x[j]), column + j);
     }
   s.count = out - s.keys;
   if (s.count >= s.full) compact(s);
@@ -95,14 +95,37 @@ inline void load_two(const bf16* x, vf& a, vf& b) {
 }
 #endif
 
+inline uint32_t even_bits(uint32_t x) {
+  x &= 0x55555555;
+  x = (x | x >> 1) & 0x33333333;
+  x = (x | x >> 2) & 0x0f0f0f0f;
+  x = (x | x >> 4) & 0x00ff00ff;
+  return (x | x >> 8) & 0xffff;
+}
+// Which columns of load_two(x + column) the words of a mask allow.
+template <class T>
+inline void allowed_two(const T*, const int32_t* mask, int column, vmask& a, vmask& b) {
+  const uint32_t word = static_cast<uint32_t>(mask[column / 32]) >> column % 32;
+  const uint32_t next = static_cast<uint32_t>(mask[(column + W) / 32]) >> (column + W) % 32;
+  a = from_bits(word & ((1u << W) - 1));
+  b = from_bits(next & ((1u << W) - 1));
+}
+#if defined(__AVX2__)
+inline void allowed_two(const bf16*, const int32_t* mask, int column, vmask& a, vmask& b) {
+  const uint32_t word = static_cast<uint32_t>(mask[column / 32]) >> column % 32;
+  a = from_bits(even_bits(word) & ((1u << W) - 1));
+  b = from_bits(even_bits(word >> 1) & ((1u << W) - 1));
+}
+#endif
+
 // A block whose lanes are still to be added up: that is a chain of a dozen operations, each waiting
 // for the one before, so it is left to the end of the segment.
 constexpr int kPart = 4 * W * kChains;  // chains of four, whatever the vector's width
 struct OpenBlock {
-  vf sum[kBlock / kPart], moment[kBlock / kPart];
+  vf sum[kBlock / kPart], moment[kBlock / kPart], allowed[kBlock / kPart];
   double above;
-  BlockStat* stat;
-  bool any;  // at or above the floor
+  BlockStat *stat, *allowed_stat;  // the latter null without a mask
+  bool any;                        // at or above the floor
 };
 struct OpenBlocks {
   OpenBlock at[kSegmentBlocks];
@@ -111,26 +134,33 @@ struct OpenBlocks {
 
 // Sums of one pass over a block with the reference as it is; returns the largest values. The moment
 // is summed about the value the reference was set by, which is near enough to it for floats.
-template <class T>
-inline vf sum_block(const T* x, const RowScan& s, OpenBlock& open) {
+// `mask`: the block's words, if kMasked.
+template <bool kMasked, class T>
+inline vf sum_block(const T* x, const int32_t* mask, const RowScan& s, OpenBlock& open) {
   const Reference r(s.scale, s.ref, s.floor);
   const vf origin = set1(s.origin);
   vf largest = set1(-kInf);
-  for (int part = 0; part < kBlock / kPart; ++part, x += kPart) {
-    vf sum[kChains], moment[kChains];
-    for (int c = 0; c < kChains; ++c) sum[c] = moment[c] = zero();
-    for (int i = 0; i < kPart; i += W * kChains) {
+  for (int part = 0; part < kBlock / kPart; ++part) {
+    vf sum[kChains], moment[kChains], allowed[kChains];
+    for (int c = 0; c < kChains; ++c) sum[c] = moment[c] = allowed[c] = zero();
+    for (int i = part * kPart; i < (part + 1) * kPart; i += W * kChains) {
       vf v[kChains];
-      for (int c = 0; c < kChains; c += 2) load_two(x + i + c * W, v[c], v[c + 1]);
+      vmask kept[kChains];
+      for (int c = 0; c < kChains; c += 2) {
+        load_two(x + i + c * W, v[c], v[c + 1]);
+        if (kMasked) allowed_two(x, mask, i + c * W, kept[c], kept[c + 1]);
+      }
       for (int c = 0; c < kChains; ++c) {
         largest = max(v[c], largest);
         const vf at = max(r.floor, v[c]), e = power(at, r);
         sum[c] = sum[c] + e;
         moment[c] = fma(e, at - origin, moment[c]);
+        if (kMasked) allowed[c] = allowed[c] + select(kept[c], e, zero());
       }
     }
     open.sum[part] = (sum[0] + sum[1]) + (sum[2] + sum[3]);
     open.moment[part] = (moment[0] + moment[1]) + (moment[2] + moment[3]);
+    open.allowed[part] = (allowed[0] + allowed[1]) + (allowed[2] + allowed[3]);
   }
   return largest;
 }
@@ -151,48 +181,70 @@ inline void close_blocks(OpenBlocks& open, RowScan& s) {
       s.invalid |= stat.sum != stat.sum;
       if (!block.any) stat.sum = stat.moment = 0;
     }
+    if (!block.allowed_stat) continue;
+    double allowed[2] = {};
+    for (int part = 0; part < kBlock / kPart; ++part)
+      add_lanes(block.allowed[part], zero(), allowed);
+    *block.allowed_stat = {allowed[0] > kNothing ? allowed[0] : 0, 0, stat.ref, false};
   }
   open.n = 0;
 }
 
+// The columns of a row that a mask allows, scanned beside all of them in the same units.
+struct Allowed {
+  RowScan& s;
+  const int32_t* words = nullptr;  // of the block
+  bool wide = false;               // a block was in doubles: nothing is known
+};
+
 template <class T>
-inline void scan_full_block(const T* x, int64_t block, RowScan& s, OpenBlocks& open) {
+inline void scan_full_block(const T* x, int64_t block, RowScan& s, OpenBlocks& open,
+                            Allowed* allowed) {
   BlockStat& stat = s.blocks[block];
+  const auto sum = [&](OpenBlock& now) {
+    return allowed ? sum_block<true>(x, allowed->words, s, now)
+                   : sum_block<false>(x, nullptr, s, now);
+  };
   if (block % kSegmentBlocks == 0) set_reference(s, largest_of(x));
   if (!s.wide) {
     OpenBlock& now = open.at[open.n];
-    vf largest = sum_block(x, s, now);
+    vf largest = sum(now);
     if (bits(largest > set1(s.ceiling)) && hmax(largest) < kInf) {
       set_reference(s, hmax(largest));
-      if (!s.wide) largest = sum_block(x, s, now);
+      if (!s.wide) largest = sum(now);
     }
     if (!s.wide) {
       now.above = s.above;
       now.stat = &stat;
+      now.allowed_stat = allowed ? &allowed->s.blocks[block] : nullptr;
       now.any = bits(largest >= set1(s.floor));
       ++open.n;
       stat.ref = s.ref;
       stat.wide = false;
-      if (s.k && bits(largest > set1(s.threshold))) collect(x, block * kBlock, s);
+      if (s.k && bits(largest > set1(s.threshold))) collect(x, nullptr, block * kBlock, s);
+      if (allowed && allowed->s.k && bits(largest > set1(allowed->s.threshold)))
+        collect(x, allowed->words, block * kBlock, allowed->s);
       return;
     }
   }
+  if (allowed) allowed->wide = true;
   float buffer[kBlock];
   for (int i = 0; i < kBlock; i += W) store(buffer + i, load(x + i));
   wide_block(buffer, block, s);
-  if (s.k && largest_of(x) > s.threshold) collect(x, block * kBlock, s);
+  if (s.k && largest_of(x) > s.threshold) collect(x, nullptr, block * kBlock, s);
 }
 
 // Block `block` of a row: n <= 256 columns at x. Call with blocks of a segment in ascending order,
 // from its first on.
 template <class T>
-inline void scan_block(const T* x, int n, int64_t block, RowScan& s, OpenBlocks& open) {
+inline void scan_block(const T* x, int n, int64_t block, RowScan& s, OpenBlocks& open,
+                       Allowed* allowed = nullptr) {
   if (n == kBlock) {
-    scan_full_block(x, block, s, open);
+    scan_full_block(x, block, s, open, allowed);
   } else {
     float buffer[kBlock];
     for (int i = 0; i < kBlock; ++i) buffer[i] = i < n ? to_float(x[i]) : -kInf;
-    scan_full_block(buffer, block, s, open);
+    scan_full_block(buffer, block, s, open, allowed);
   }
 }
 
@@ -269,222 +321,26 @@ void scan(const void* row_, int64_t v, int64_t begin, int64_t end, const Filter*
   close_blocks(open, s);
 }
 
-inline void group_weights(const float* x, const Reference& r, float* e) {
-  for (int i = 0; i < kGroup; i += W) store(e + i, weight(load(x + i), r));
-}
-
 template <class T>
-inline void load_group(const T* row, int64_t v, int64_t group, const Filter* filter, float* x) {
-  const int64_t column = group * kGroup;
-  const int n = v - column < kGroup ? static_cast<int>(v - column) : kGroup;
-  if (!filter && n == kGroup) {
-    for (int i = 0; i < kGroup; i += W) store(x + i, load(row + column + i));
-    return;
-  }
-  if (filter) {
-    filter_columns(row + column, n, column, *filter, x);
-  } else {
-    for (int i = 0; i < kGroup; ++i) x[i] = i < n ? to_float(row[column + i]) : -kInf;
-  }
-}
-
-inline Reference reference_of(const Scale& scale, const BlockStat& stat) {
-  return Reference(scale, stat.ref, reference_floor(scale, stat.ref));
-}
-
-template <class T>
-void weights(const void* row, int64_t v, int64_t begin, int64_t end, const Filter* filter,
-             const Scale& scale, const BlockStat& stat, float* e) {
-  const Reference r = reference_of(scale, stat);
-  for (int64_t group = begin; group < end; ++group, e += kGroup) {
-    float x[kGroup];
-    load_group(static_cast<const T*>(row), v, group, filter, x);
-    if (stat.wide)
-      wide_weights(x, scale, stat.ref, e);
-    else
-      group_weights(x, r, e);
-  }
-}
-
-template <class T>
-int64_t between(const void* row_, int64_t v, const int32_t* mask, float low, float high,
-                uint64_t* keys) {
+bool scan_both(const void* row_, int64_t v, int64_t begin, int64_t end, const int32_t* mask,
+               RowScan& s, RowScan& in_mask) {
   const T* row = static_cast<const T*>(row_);
-  const uint64_t* begin = keys;
-  const vf least = set1(low), above = set1(high);
-  for (int64_t column = 0; column < v; column += 64) {
-    uint64_t hits = 0;
-    for (int i = 0; i < 64 && column + i < v; i += W) {
-      const int64_t left = v - column - i;
-      const T* at = row + column + i;
-      const vf x = left < W ? load_n(at, static_cast<int>(left), -kInf) : load(at);
-      unsigned hit = bits(x >= least) & ~bits(x >= above);
-      if (mask) hit &= static_cast<uint32_t>(mask[(column + i) / 32]) >> (column + i) % 32;
-      hits |= uint64_t{hit & ((1u << W) - 1)} << i;
+  OpenBlocks open;
+  Allowed allowed{in_mask};
+  for (int64_t block = begin; block < end; ++block) {
+    const int n = v - block * kBlock < kBlock ? static_cast<int>(v - block * kBlock) : kBlock;
+    int32_t words[kBlock / 32] = {};  // of the last block, where the mask's may end early
+    allowed.words = mask + block * (kBlock / 32);
+    if (n < kBlock) {
+      for (int i = 0; i < (n + 31) / 32; ++i) words[i] = allowed.words[i];
+      allowed.words = words;
     }
-    for (; hits; hits &= hits - 1) {
-      const int64_t c = column + __builtin_ctzll(hits);
-      *keys++ = order_key(to_float(row[c]), c);
-    }
+    scan_block(row + block * kBlock, n, block, s, open, &allowed);
+    if ((block + 1) % kSegmentBlocks == 0) close_blocks(open, s);
   }
-  return keys - begin;
+  close_blocks(open, s);
+  return !allowed.wide;
 }
-
-template <class T>
-void values(const void* row, int64_t v, const Filter* filter, float* x) {
-  for (int64_t g = 0; g * kGroup < v; ++g)
-    load_group(static_cast<const T*>(row), v, g, filter, x + g * kGroup);
-}
-
-inline double multiply_add(double a, double b, double c) {
-#if defined(__AVX2__)
-  return __builtin_fma(a, b, c);
-#else
-  return a * b + c;
-#endif
-}
-
-// Plain loops over 16 columns, which compilers turn into vectors of doubles; the terms of 2^f are
-// Taylor's, exact to 2e-13. Whole numbers n are read off the low bits of n + 1.5 * 2^52.
-template <class T>
-double refined_sum(const void* row, int64_t v, int64_t block, const Filter* filter,
-                   const Scale& scale, const BlockStat& stat) {
-  constexpr double kRound = 0x1.8p52;
-  const double c = scale.c, ref = stat.ref;
-  const float floor = reference_floor(scale, ref);
-  double sum[kGroup] = {};
-  for (int64_t g = block * kGroups; g < (block + 1) * kGroups && g * kGroup < v; ++g) {
-    float x[kGroup];
-    load_group(static_cast<const T*>(row), v, g, filter, x);
-    for (int i = 0; i < kGroup; ++i) {
-      const double value = x[i] > floor ? x[i] : floor, z = value * c - ref;
-      const double shifted = z + kRound, f = z - (shifted - kRound);
-      double p = 0x1.e4cf5158b8ecap-28;
-      p = multiply_add(p, f, 0x1.b5253d395e7c4p-24);
-      p = multiply_add(p, f, 0x1.62c0223a5c824p-20);
-      p = multiply_add(p, f, 0x1.ffcbfc588b0c7p-17);
-      p = multiply_add(p, f, 0x1.430912f86c787p-13);
-      p = multiply_add(p, f, 0x1.5d87fe78a6731p-10);
-      p = multiply_add(p, f, 0x1.3b2ab6fba4e77p-7);
-      p = multiply_add(p, f, 0x1.c6b08d704a0c0p-5);
-      p = multiply_add(p, f, 0x1.ebfbdff82c58fp-3);
-      p = multiply_add(p, f, 0x1.62e42fefa39efp-1);
-      p = multiply_add(p, f, 1);
-      int64_t bits;
-      __builtin_memcpy(&bits, &shifted, 8);
-      bits = static_cast<int64_t>(static_cast<uint64_t>(bits + 1023) << 52);
-      double power;
-      __builtin_memcpy(&power, &bits, 8);
-      sum[i] = multiply_add(p, power, sum[i]);
-    }
-  }
-  for (int half = kGroup / 2; half > 0; half /= 2)
-    for (int i = 0; i < half; ++i) sum[i] += sum[i + half];
-  return sum[0];
-}
-
-// The sums of 16 groups' columns. Doubles of four groups end in one register, as a matrix is
-// transposed, where lane_sum would wait for each of theirs.
-#if defined(__AVX512F__)
-inline __m512d two_sums(vf a, vf b) {
-  const auto eight = [](vf e) {
-    return _mm512_add_pd(_mm512_cvtps_pd(lower(e)), _mm512_cvtps_pd(upper(e)));
-  };
-  const __m512d x = eight(a), y = eight(b);
-  return _mm512_add_pd(_mm512_unpacklo_pd(x, y), _mm512_unpackhi_pd(x, y));
-}
-inline __m512d add_halves(__m512d a, __m512d b) {
-  return _mm512_add_pd(_mm512_shuffle_f64x2(a, b, 0x88), _mm512_shuffle_f64x2(a, b, 0xdd));
-}
-inline void group_sums(const vf* e, double* sums) {
-  for (int g = 0; g < kGroups; g += 8, e += 8)
-    _mm512_storeu_pd(sums + g, add_halves(add_halves(two_sums(e[0], e[1]), two_sums(e[2], e[3])),
-                                          add_halves(two_sums(e[4], e[5]), two_sums(e[6], e[7]))));
-}
-#else
-inline void group_sums(const vf* e, double* sums) {
-  for (int g = 0; g < kGroups; ++g, e += kGroup / W) {
-    vf sum = zero();
-    for (int i = 0; i < kGroup / W; ++i) sum = sum + e[i];
-    sums[g] = lane_sum(sum);
-  }
-}
-#endif
-
-#if defined(__AVX512F__)
-template <int kBy>
-inline __m512d add_moved_up(__m512d a) {
-  const __m512i moved =
-      _mm512_alignr_epi64(_mm512_castpd_si512(a), _mm512_setzero_si512(), 8 - kBy);
-  return _mm512_add_pd(a, _mm512_castsi512_pd(moved));
-}
-#endif
-
-// Running sums of 16 doubles; what follows loads them as vectors, which wait for what was stored in
-// parts.
-inline void accumulate(double* x) {
-#if defined(__AVX512F__)
-  const auto running = [](__m512d a) {
-    return add_moved_up<4>(add_moved_up<2>(add_moved_up<1>(a)));
-  };
-  const __m512d a = running(_mm512_loadu_pd(x)), b = running(_mm512_loadu_pd(x + 8));
-  _mm512_storeu_pd(x, a);
-  _mm512_storeu_pd(x + 8, _mm512_add_pd(b, _mm512_permutexvar_pd(_mm512_set1_epi64(7), a)));
-#else
-  for (int i = 1; i < 16; ++i) x[i] += x[i - 1];
-#endif
-}
-
-template <class T>
-void groups(const void* row_, int64_t v, int64_t block, const Filter* filter, const Scale& scale,
-            const BlockStat& stat, double* cumulative) {
-  const T* row = static_cast<const T*>(row_) + block * kBlock;
-  vf e[kBlock / W];
-  if (!filter && !stat.wide && (block + 1) * kBlock <= v) {
-    const Reference r = reference_of(scale, stat);
-    for (int i = 0; i < kBlock / W; ++i) e[i] = weight(load(row + i * W), r);
-  } else {
-    float each[kBlock] = {};
-    const int64_t begin = block * kGroups, end = (v + kGroup - 1) / kGroup;
-    weights<T>(row_, v, begin, end < begin + kGroups ? end : begin + kGroups, filter, scale, stat,
-               each);
-    for (int i = 0; i < kBlock / W; ++i) e[i] = load(each + i * W);
-  }
-  group_sums(e, cumulative);
-  accumulate(cumulative);
-}
-
-template <class T>
-int64_t column(const void* row, int64_t v, int64_t group, double rest, const Filter* filter,
-               const Scale& scale, const BlockStat& stat, double& margin) {
-  float e[kGroup];
-  if (!filter && !stat.wide && (group + 1) * kGroup <= v) {
-    const Reference r = reference_of(scale, stat);
-    const T* x = static_cast<const T*>(row) + group * kGroup;
-    for (int i = 0; i < kGroup; i += W) store(e + i, weight(load(x + i), r));
-  } else {
-    weights<T>(row, v, group, group + 1, filter, scale, stat, e);
-  }
-  alignas(64) double room[8 + kGroup];
-  double* const ends = room + 8;  // where columns end
-  ends[-1] = 0;
-  for (int i = 0; i < kGroup; ++i) ends[i] = e[i];
-  accumulate(ends);
-  int before = 0;
-  for (int i = 0; i < kGroup; ++i) before += ends[i] <= rest;
-  if (before == kGroup) {
-    margin = 0;
-    while (before > 1 && !(e[before - 1] > 0)) --before;
-    return group * kGroup + before - 1;
-  }
-  const double from_start = rest - ends[before - 1], to_end = ends[before] - rest;
-  margin = from_start < to_end ? from_start : to_end;
-  return group * kGroup + before;
-}
-
-template <class T>
-constexpr RowScanKernels kKernels = {scan<T>,   values<T>, between<T>, refined_sum<T>,
-                                     groups<T>, column<T>, weights<T>};
 
 }  // namespace
 }  // namespace pyttc

@@ -168,6 +168,21 @@ MUTANTS = [
     ),
     Mutant(
         "csrc/cpu/row_scan_kernel.h",
+        "a mask's bits of even columns are taken for the odd ones of bfloat16",
+        "even_bits(word >> 1)",
+        "even_bits(word)",
+        "tests/test_sample.py",
+        "avx512",
+    ),
+    Mutant(
+        "csrc/cpu/row_score.cpp",
+        "what the mask allows is known however little it is",
+        "> kLeast * totals.sum;",
+        ">= 0;",
+        "tests/test_sample.py",
+    ),
+    Mutant(
+        "csrc/cpu/row_scan_kernel.h",
         "the last column that may equal the floor is left out",
         "filter.last - column + 1;",
         "filter.last - column;",
