@@ -74,9 +74,12 @@ Listed list_kept(const ScannedRow& allowed, const Scale& scale, const Filters& f
 // The blocks' masses and those before, in units of 2^ref.
 void cumulate(const BlockStat* blocks, int64_t n, double ref, std::vector<double>& cumulative) {
   cumulative.resize(n);
-  double sum = 0;
+  double sum = 0, shift = 0, unit = 1;
   for (int64_t b = 0; b < n; ++b) {
-    if (blocks[b].sum > 0) sum += blocks[b].sum * power_of_two(blocks[b].ref - ref);
+    if (blocks[b].sum > 0) {
+      if (blocks[b].ref - ref != shift) unit = power_of_two(shift = blocks[b].ref - ref);
+      sum += blocks[b].sum * unit;
+    }
     cumulative[b] = sum;
   }
 }

@@ -285,7 +285,7 @@ MUTANTS = [
     Mutant(
         "csrc/cpu/kept.cpp",
         "blocks' masses in their own units",
-        "sum += blocks[b].sum * power_of_two(blocks[b].ref - ref);",
+        "sum += blocks[b].sum * unit;",
         "sum += blocks[b].sum;",
         "tests/test_sample.py",
     ),
