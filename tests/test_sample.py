@@ -252,6 +252,22 @@ def test_an_uncovered_top_p_is_exact_on_a_large_vocabulary():
             assert_draws(got.tokens, weights * kept, numbers(n), share)
 
 
+@pytest.mark.parametrize("misled", [5.0, -5.0, -200.0])
+@pytest.mark.parametrize("top_p", [0.9, 0.99])
+def test_a_nucleus_is_exact_where_a_sample_of_the_row_misleads(misled, top_p):
+    n, v = 4096, 128256
+    logits = row("normal", v, seed=6)
+    sampled = torch.arange(v) // 16 % (v // 16 // 256) == 0
+    mask = pack(torch.rand(1, v, generator=torch.Generator().manual_seed(1)) < 0.7)
+    for x in (torch.where(sampled, misled, logits), torch.where(sampled, logits, misled)):
+        for only in (None, mask):
+            kept, weights = kept_columns(x, top_p=top_p, mask=only)
+            got = call(x, n, top_p=top_p, mask=None if only is None else only.expand(n, -1))
+            mass = (weights[kept].sum() / weights.sum()).log().item()
+            assert got.log_kept_mass[0].item() == pytest.approx(mass, abs=3e-7)
+            assert_draws(got.tokens, weights * kept, numbers(n))
+
+
 def test_greedy_takes_the_first_of_the_best():
     logits = torch.tensor([[0.0, 2.0, -1.0, 2.0], [3.0, 3.0, 3.0, 3.0], [-0.0, 0.0, -1.0, -1.0]])
     for kwargs in ({"temperature": 0.0}, {"top_p": 0.0}, {"top_k": 1}):
@@ -296,6 +312,20 @@ def test_rows_with_nothing_to_draw_are_flagged_and_leave_the_others_alone():
             assert all(torch.equal(g[i], a[i]) for g, a in zip(got, alone, strict=True))
     assert torch.equal(got.tokens, want.tokens) and torch.equal(got.valid, want.valid)
     assert torch.equal(got.topk_indices, want.topk_indices)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("filters", [{}, {"top_k": 30}, {"top_p": 0.9}], ids=str)
+def test_a_mask_allows_the_columns_of_its_bits_in_every_dtype(dtype, filters):
+    n, v = 4096, 3003
+    logits = row("normal", v, seed=8).to(dtype)
+    for allowed in (torch.arange(v) % 2 == 0, torch.arange(v) % 3 != 1, torch.arange(v) % 700 == 9):
+        mask = pack(allowed[None])
+        kept, weights = kept_columns(logits, mask=mask, **filters)
+        got = call(logits, n, mask=mask.expand(n, -1), **filters)
+        assert_draws(got.tokens, weights * kept, numbers(n))
+        mass = (weights[kept].sum() / weights.sum()).log().item()
+        assert got.log_kept_mass[0].item() == pytest.approx(mass, abs=3e-7)
 
 
 def test_a_mask_that_leaves_nothing_keeps_the_rows_own_numbers():

@@ -5,6 +5,8 @@
 #include <functional>
 #include <numeric>
 
+#include "nucleus.h"
+
 namespace pyttc {
 namespace {
 
@@ -15,72 +17,12 @@ constexpr int64_t kMany = 16;      // draws from one row that pay for a guide
 // more exactly.
 constexpr double kDoubt = 3e-7;
 
-// What weights are measured by, for values around `largest`.
-BlockStat unit(const Scale& scale, float largest) {
-  BlockStat stat;
-  const double z = largest * scale.c;
-  stat.wide = is_wide(scale, z);
-  stat.ref = stat.wide ? z : std::rint(z);
-  return stat;
-}
-
 // The lowest value whose weight is at least min_p times that of `largest`.
 float floor_of(double min_p, float largest, const Scale& scale) {
   if (!(min_p > 0)) return -INFINITY;
   const double exact = largest + std::log2(min_p) / scale.c;
   const float near = static_cast<float>(exact);
   return near < exact ? std::nextafter(near, INFINITY) : near;
-}
-
-// The order key of the column at which the cumulative weight, best column first, reaches `mass`:
-// one histogram of weights by the highest bits of the value, in four parts so that no addition
-// waits for the one before it, then two of the bin where that ends by the bits below, then a sort
-// of what is left.
-uint64_t key_at_mass(const std::vector<float>& x, const std::vector<float>& weights, int64_t v,
-                     double mass) {
-  constexpr int kBits = 11, kBins = 1 << kBits, kParts = 4;
-  constexpr int kFew = 256;
-  std::vector<double> bins(kBins * kParts);
-  double before = 0;
-  const auto bin_of = [](uint64_t key, int shift) { return key >> shift & (kBins - 1); };
-  // The bin where the mass is reached; `before` is what the better bins hold.
-  const auto crossing = [&] {
-    int found = 0;
-    for (int bin = kBins - 1; bin >= 0; --bin) {
-      double here = 0;
-      for (int part = 0; part < kParts; ++part) here += bins[bin * kParts + part];
-      if (!(here > 0)) continue;
-      found = bin;
-      if (before + here >= mass) break;
-      before += here;
-    }
-    return static_cast<uint64_t>(found);
-  };
-
-  int shift = 64 - kBits;
-  for (int64_t c = 0; c < v; ++c)
-    bins[bin_of(order_key(x[c], c), shift) * kParts + c % kParts] += weights[c];
-  uint64_t bin = crossing();
-  std::vector<std::pair<uint64_t, float>> items;
-  for (int64_t c = 0; c < v; ++c) {
-    const uint64_t key = order_key(x[c], c);
-    if (bin_of(key, shift) == bin && weights[c] > 0) items.emplace_back(key, weights[c]);
-  }
-  while (items.size() > kFew && shift > 32) {
-    shift = std::max(32, shift - kBits);
-    std::fill(bins.begin(), bins.end(), 0);
-    for (const auto& [key, weight] : items) bins[bin_of(key, shift) * kParts] += weight;
-    bin = crossing();
-    items.erase(std::remove_if(items.begin(), items.end(),
-                               [&](const auto& item) { return bin_of(item.first, shift) != bin; }),
-                items.end());
-  }
-  const auto better = [](const auto& a, const auto& b) { return a.first > b.first; };
-  if (!std::is_sorted(items.begin(), items.end(), better))
-    std::sort(items.begin(), items.end(), better);
-  for (const auto& [key, weight] : items)
-    if ((before += weight) >= mass) return key;
-  return items.back().first;
 }
 
 }  // namespace
@@ -132,9 +74,12 @@ Listed list_kept(const ScannedRow& allowed, const Scale& scale, const Filters& f
 // The blocks' masses and those before, in units of 2^ref.
 void cumulate(const BlockStat* blocks, int64_t n, double ref, std::vector<double>& cumulative) {
   cumulative.resize(n);
-  double sum = 0;
+  double sum = 0, shift = 0, unit = 1;
   for (int64_t b = 0; b < n; ++b) {
-    if (blocks[b].sum > 0) sum += blocks[b].sum * power_of_two(blocks[b].ref - ref);
+    if (blocks[b].sum > 0) {
+      if (blocks[b].ref - ref != shift) unit = power_of_two(shift = blocks[b].ref - ref);
+      sum += blocks[b].sum * unit;
+    }
     cumulative[b] = sum;
   }
 }
@@ -171,9 +116,13 @@ bool Kept::find(const Row& row, const ScannedRow& raw, const ScannedRow* masked,
     use_list(allowed.keys.data(), listed.weights.data(), listed.n);
     return true;
   }
-  own_filter_.floor = listed.floor;
+  const float largest = key_value(allowed.keys[0]);
+  if (!filters.top_k && filters.top_p < 1 &&
+      find_nucleus(allowed.totals, largest, filters.top_p, listed.floor, threads))
+    return true;
+  own_filter_ = {filters.mask, listed.floor};
   if (filters.top_k || filters.top_p < 1) {
-    const uint64_t last = find_last(allowed, filters);
+    const uint64_t last = find_last(largest, filters);
     if (key_value(last) >= listed.floor) {
       own_filter_.floor = key_value(last);
       own_filter_.last = key_column(last);
@@ -184,28 +133,78 @@ bool Kept::find(const Row& row, const ScannedRow& raw, const ScannedRow* masked,
   return true;
 }
 
-uint64_t Kept::find_last(const ScannedRow& allowed, const Filters& filters) {
+bool Kept::find_nucleus(RowTotals allowed, float largest, double top_p, float least, int threads) {
+  const int64_t v = row_->v;
+  const BlockStat unit = unit_of(scale_, largest);
+  if (unit.wide) return false;
+  const double mass = allowed.sum * power_of_two(allowed.ref - unit.ref), enough = top_p * mass;
+  const Filter allowed_only{own_filter_.mask};
+  for (const double errors : {3., 12.}) {
+    const ValueRange range = guess_end(*row_, own_filter_.mask ? &allowed_only : nullptr, scale_,
+                                       unit, mass - enough, errors);
+    if (!(range.low < range.high) || range.low < least) return false;
+    own_filter_ = {own_filter_.mask, range.high};
+    own_.scan(*row_, &own_filter_, scale_, 0, threads);
+    const double above =
+        own_.totals.sum > 0 ? own_.totals.sum * power_of_two(own_.totals.ref - unit.ref) : 0;
+    if (above >= enough) continue;
+    near_.resize(v);
+    const int64_t n = row_->kernels.between(row_->columns(0, v), v, own_filter_.mask, range.low,
+                                            range.high, near_.data());
+    const int64_t groups = (n + kGroup - 1) / kGroup;
+    near_values_.assign(groups * kGroup, -INFINITY);
+    near_weights_.resize(groups * kGroup);
+    for (int64_t i = 0; i < n; ++i) near_values_[i] = key_value(near_[i]);
+    row_scan_kernels(DType::f32)
+        .weights(near_values_.data(), n, 0, groups, nullptr, scale_, unit, near_weights_.data());
+    std::vector<Weighted> columns(n);
+    double here = 0;
+    for (int64_t i = 0; i < n; ++i) {
+      columns[i] = {near_[i], near_weights_[i]};
+      here += near_weights_[i];
+    }
+    if (n == 0 || above + here < enough) continue;
+    const uint64_t last = key_at_mass(columns, above, enough);
+    own_filter_ = {own_filter_.mask, key_value(last), key_column(last)};
+    for (int64_t i = 0; i < n; ++i) {
+      if (near_[i] < last) continue;
+      BlockStat& stat = own_.blocks[key_column(near_[i]) / kBlock];
+      if (!(stat.sum > 0)) stat = {0, 0, std::rint(near_values_[i] * scale_.c), false};
+      stat.sum += near_weights_[i] * power_of_two(unit.ref - stat.ref);
+    }
+    own_.totals = total(own_.blocks.data(), blocks_of(v));
+    use_blocks(own_, &own_filter_);
+    return true;
+  }
+  return false;
+}
+
+uint64_t Kept::find_last(float largest, const Filters& filters) {
   const int64_t v = row_->v, groups = (v + kGroup - 1) / kGroup;
   Filter allowed_only;
   allowed_only.mask = filters.mask;
   std::vector<float> x(groups * kGroup), weights(groups * kGroup);
   row_->kernels.values(row_->columns(0, v), v, filters.mask ? &allowed_only : nullptr, x.data());
   uint64_t last = order_key(-INFINITY, v);  // after every column
+  std::vector<Weighted> columns;
   if (filters.top_k) {
-    int64_t finite = 0;
-    for (int64_t c = 0; c < v; ++c) finite += weights[c] = x[c] > -INFINITY;
-    if (filters.top_k < finite) last = key_at_mass(x, weights, v, filters.top_k);
+    for (int64_t c = 0; c < v; ++c)
+      if (x[c] > -INFINITY) columns.push_back({order_key(x[c], c), 1});
+    if (filters.top_k < static_cast<int64_t>(columns.size()))
+      last = key_at_mass(columns, 0, filters.top_k);
   }
   if (filters.top_p == 1) return last;
   row_scan_kernels(DType::f32)
-      .weights(x.data(), v, 0, groups, nullptr, scale_, unit(scale_, key_value(allowed.keys[0])),
-               weights.data());
+      .weights(x.data(), v, 0, groups, nullptr, scale_, unit_of(scale_, largest), weights.data());
+  columns.clear();
   double mass = 0;
   for (int64_t c = 0; c < v; ++c) {
-    if (order_key(x[c], c) < last) weights[c] = 0;
+    const uint64_t key = order_key(x[c], c);
+    if (key < last || !(weights[c] > 0)) continue;
+    columns.push_back({key, weights[c]});
     mass += weights[c];
   }
-  return std::max(last, key_at_mass(x, weights, v, filters.top_p * mass));
+  return std::max(last, key_at_mass(columns, 0, filters.top_p * mass));
 }
 
 void Kept::use_list(const uint64_t* keys, const double* weights, int64_t n) {

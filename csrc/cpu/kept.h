@@ -1,7 +1,8 @@
 // Which columns of a row the filters keep, and draws among them. The kept set is a prefix of the
 // order (value descending, column ascending). The best columns of the scan nearly always hold it:
-// then it is a list. Any other kept set is given by its last (value, column), found by histograms
-// of all columns, and by the block sums of one more scan.
+// then it is a list. Any other kept set is given by its last (value, column) and by the block sums
+// of one more scan: a nucleus' end is found in that scan, as nucleus.h says, that of a large top_k
+// in a histogram of all columns.
 #pragma once
 #include <vector>
 
@@ -45,8 +46,12 @@ class Kept {
 
   void use_list(const uint64_t* keys, const double* weights, int64_t n);
   void use_blocks(const ScannedRow& scanned, const Filter* filter);
-  // The last kept column as an order key, among all allowed columns.
-  uint64_t find_last(const ScannedRow& allowed, const Filters& filters);
+  // Keeps the nucleus of a row with these totals and largest value, unless it is not found or its
+  // last value may be below `least`; own_filter_ is lost then.
+  bool find_nucleus(RowTotals allowed, float largest, double top_p, float least, int threads);
+  // The last kept column as an order key, among all allowed columns, of which `largest` is the
+  // best.
+  uint64_t find_last(float largest, const Filters& filters);
   // Fills refined_: the sums of the heaviest blocks again, in double precision.
   void refine();
   const void* columns_of(int64_t block) const;
@@ -65,6 +70,9 @@ class Kept {
   const Filter* filter_ = nullptr;
   Filter own_filter_;
   ScannedRow own_;
+  // Columns around a nucleus' end: order keys, values and weights.
+  std::vector<uint64_t> near_;
+  std::vector<float> near_values_, near_weights_;
   // Of draws: where a search for one starts, where each falls, and the cumulative group sums of the
   // blocks they fall in.
   std::vector<int32_t> guide_;

@@ -10,12 +10,12 @@ namespace {
 
 constexpr double kLog2e = 1.4426950408889634074, kLn2 = 0.69314718055994530942;
 constexpr double kFloorBits = 120;  // below 2^-120 of the reference a weight is 0
-constexpr double kWide = 0x1p22;    // beyond, float rounds x * scale to more than a quarter
+constexpr double kWide = 0x1p19;    // beyond, eighths of x * scale are no whole floats
 
 }  // namespace
 
 double power_of_two(double n) {
-  const int64_t whole = n > -1022 && n <= 0 ? static_cast<int64_t>(n) : 1;
+  const int64_t whole = n > -1022 && n < 1023 ? static_cast<int64_t>(n) : 1024;
   if (whole != n) return std::exp2(n);
   const uint64_t bits = static_cast<uint64_t>(whole + 1023) << 52;
   double power;
@@ -26,7 +26,7 @@ double power_of_two(double n) {
 Scale make_scale(double temperature) {
   // Past 1e250 any two unequal floats are further apart than weights reach.
   const double c = std::min(kLog2e / temperature, 1e250);
-  Scale scale{c, static_cast<float>(c), 0};
+  Scale scale{c, 1 / c, static_cast<float>(c), 0};
   scale.low = static_cast<float>(c - scale.high);
   return scale;
 }
@@ -36,7 +36,7 @@ bool is_wide(const Scale& scale, double z) {
 }
 
 float reference_floor(const Scale& scale, double ref) {
-  return static_cast<float>(std::max((ref - kFloorBits) / scale.c, -3.4028234663852886e38));
+  return static_cast<float>(std::max((ref - kFloorBits) * scale.inverse, -3.4028234663852886e38));
 }
 
 void begin_scan(RowScan& s, const Scale& scale, int64_t k, uint64_t* keys, BlockStat* blocks) {
@@ -54,17 +54,21 @@ void begin_scan(RowScan& s, const Scale& scale, int64_t k, uint64_t* keys, Block
 void set_reference(RowScan& s, float largest) {
   s.wide = false;
   if (!std::isfinite(largest)) {  // nothing to measure by yet: any other value is above the ceiling
-    s.neg_ref = -kFloorBits;
-    s.floor = 0;
+    s.ref = kFloorBits;
+    s.above = -kFloorBits;
+    s.origin = s.floor = 0;
     s.ceiling = -INFINITY;
     return;
   }
-  const double z = largest * s.scale.c, ref = std::rint(z);
+  const double z = largest * s.scale.c;
   s.wide = is_wide(s.scale, z);
   if (s.wide) return;
-  s.neg_ref = static_cast<float>(-ref);
+  const double ref = (z + 0x1.8p52) - 0x1.8p52;  // to a whole number
+  s.ref = ref;
+  s.above = z - ref;
+  s.origin = largest;
   s.floor = reference_floor(s.scale, ref);
-  s.ceiling = static_cast<float>(std::min((ref + 4) / s.scale.c, 3.4028234663852886e38));
+  s.ceiling = static_cast<float>(std::min((ref + 4) * s.scale.inverse, 3.4028234663852886e38));
 }
 
 void wide_block(const float* x, int64_t block, RowScan& s) {
@@ -124,10 +128,14 @@ RowTotals total(const BlockStat* blocks, int64_t n) {
   for (int64_t b = 0; b < n; ++b)
     if (blocks[b].sum > 0) ref = std::max(ref, blocks[b].ref);
   if (ref == -INFINITY) return t;
+  double shift = 0, weight = 1;
   for (int64_t b = 0; b < n; ++b) {
     const BlockStat& stat = blocks[b];
     if (!(stat.sum > 0)) continue;
-    const double shift = stat.ref - ref, weight = power_of_two(shift);
+    if (stat.ref - ref != shift) {  // blocks of a segment mostly share it
+      shift = stat.ref - ref;
+      weight = power_of_two(shift);
+    }
     t.sum += weight * stat.sum;
     if (weight > 0) moment += weight * (stat.moment + shift * stat.sum);
   }

@@ -12,10 +12,8 @@
 // cost nothing.
 //
 //   RowScan s; begin_scan(s, make_scale(temperature), k, keys, blocks);
-//   kernels.scan(row, v, begin, end, nullptr, s);         // or, from a per-ISA file that
-//   scan_block(x, n, block, s)                            // includes row_scan_kernel.h, a block at
-//   a time RowTotals t = total(blocks, n);  sort_best(s);        // s.invalid: the row holds NaN or
-//   +inf
+//   kernels.scan(row, v, begin, end, nullptr, s);
+//   RowTotals t = total(blocks, n);  sort_best(s);  // s.invalid: the row holds NaN or +inf
 #pragma once
 #include <cstdint>
 
@@ -42,7 +40,7 @@ struct BlockStat {
 
 // x * scale = log2 of the weight, for a temperature > 0.
 struct Scale {
-  double c;
+  double c, inverse;
   float high, low;
 };
 Scale make_scale(double temperature);
@@ -51,9 +49,10 @@ bool is_wide(const Scale& scale, double z);
 
 struct RowScan {
   Scale scale;
-  // The segment's reference, and the values at 2^-120 and 2^4 of it: below, weights are 0; above,
-  // it moves.
-  float neg_ref, floor, ceiling;
+  // The segment's reference, the value it was set by, and the values at 2^-120 and 2^4 of it:
+  // below, weights are 0; above, it moves.
+  double ref, above;  // above: origin * scale - ref
+  float origin, floor, ceiling;
   bool wide, invalid;
   // The best columns so far as order_key, in any order. Only values above `threshold` can still
   // enter.
@@ -99,7 +98,7 @@ void merge_best(RowScan& s, const RowScan& other);
 // than k values are above -inf).
 int64_t sort_best(RowScan& s);
 
-// 2^n, fast where n <= 0 is a whole number, as it is unless blocks are wide.
+// 2^n, fast where n is a whole number, as it is unless blocks are wide.
 double power_of_two(double n);
 
 // A row's sum of 2^(x * scale - ref); 0 where nothing is above -inf.
@@ -129,8 +128,16 @@ struct RowScanKernels {
   // Blocks [begin, end), begin at the start of a segment; `filter` may be null.
   void (*scan)(const void* row, int64_t v, int64_t begin, int64_t end, const Filter* filter,
                RowScan& s);
+  // The same without a filter, and beside it the sums and the best of the columns `mask` allows, in
+  // the units of s and without moments; false if some block is wide, and `allowed` unknown.
+  bool (*scan_both)(const void* row, int64_t v, int64_t begin, int64_t end, const int32_t* mask,
+                    RowScan& s, RowScan& allowed);
   // The row as floats, -inf where the filter leaves a column out and up to a multiple of 16.
   void (*values)(const void* row, int64_t v, const Filter* filter, float* x);
+  // The columns of [low, high) that `mask`, if there is one, allows, as order keys in order of
+  // column; returns how many there are. Room for v.
+  int64_t (*between)(const void* row, int64_t v, const int32_t* mask, float low, float high,
+                     uint64_t* keys);
   // The sum of a block that is not wide again, in double precision.
   double (*refined_sum)(const void* row, int64_t v, int64_t block, const Filter* filter,
                         const Scale& scale, const BlockStat& stat);

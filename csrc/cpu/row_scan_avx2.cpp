@@ -1,5 +1,5 @@
 #define PYTTC_ISA_AVX2
-#include "row_scan_kernel.h"
+#include "row_draw_kernel.h"
 
 namespace pyttc {
 extern const RowScanTable PYTTC_ISA(row_scan) = {kKernels<float>, kKernels<bf16>, kKernels<f16>};

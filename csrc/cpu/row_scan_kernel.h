@@ -4,8 +4,7 @@
 // four chains of float sums of four vectors each, double from there on, and candidates looked for
 // only where the block's maximum passes the threshold.
 #pragma once
-#include "row_scan.h"
-#include "simd.h"
+#include "row_weight.h"
 
 namespace pyttc {
 namespace {
@@ -29,62 +28,10 @@ inline double lane_sum(vf a) {
 }
 #endif
 
-// Constants of one reference, in registers.
-struct Reference {
-  vf high, low, neg_high, neg_ref, floor;
-  Reference(const Scale& scale, float neg_ref, float floor)
-      : high(set1(scale.high)),
-        low(set1(scale.low)),
-        neg_high(set1(-scale.high)),
-        neg_ref(set1(neg_ref)),
-        floor(set1(floor)) {}
-};
-
-// 2^f for |f| <= 1/2: minimax in relative error with float coefficients (3e-9 before rounding),
-// exact at 0.
-inline vf exp2_reduced(vf f) {
-  vf p = set1(0x1.4168cep-13f);
-  p = fma(p, f, set1(0x1.5f082cp-10f));
-  p = fma(p, f, set1(0x1.3b2de4p-7f));
-  p = fma(p, f, set1(0x1.c6af7cp-5f));
-  p = fma(p, f, set1(0x1.ebfbdcp-3f));
-  p = fma(p, f, set1(0x1.62e430p-1f));
-  return fma(p, f, set1(1.f));
-}
-
-// Splits x * scale - ref into a whole number and a fraction; x at least the floor and finite, or
-// NaN.
-inline void split(vf x, const Reference& r, vf& whole, vf& fraction) {
-#if defined(__AVX2__)
-  const vf n = round(x * r.neg_high);
-  fraction = fma(x, r.low, fma(x, r.high, n));  // the product is exact inside the fma
-  whole = r.neg_ref - n;
-#else  // no fma: the exact product of two floats needs doubles
-  for (int i = 0; i < W; ++i) {
-    const double z = static_cast<double>(x.v[i]) * r.high.v[i];
-    const double n = (z + 0x1.8p52) - 0x1.8p52;  // to a whole number
-    fraction.v[i] = static_cast<float>(z - n + static_cast<double>(x.v[i]) * r.low.v[i]);
-    whole.v[i] = static_cast<float>(n + r.neg_ref.v[i]);
-  }
-#endif
-}
-
-// a * 2^n for -126 <= n <= 127.
-inline vf scale2_normal(vf a, vf n) {
-#if defined(__AVX512F__)
-  return scale2(a, n);
-#elif defined(__AVX2__)
-  const __m256i exponent = _mm256_add_epi32(_mm256_cvtps_epi32(n.v), _mm256_set1_epi32(127));
-  return {_mm256_mul_ps(a.v, _mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23)))};
-#else
-  return scale2(a, n);
-#endif
-}
-
-// The block's columns above the threshold join the candidates. All masks first: a branch a vector
-// would be mispredicted once a candidate.
+// The block's columns above the threshold, and in the mask unless null, join the candidates. All
+// masks of lanes first: a branch a vector would be mispredicted once a candidate.
 template <class T>
-inline void collect(const T* x, int64_t column, RowScan& s) {
+inline void collect(const T* x, const int32_t* mask, int64_t column, RowScan& s) {
   const vf threshold = set1(s.threshold);
   uint64_t hits[kBlock / 64] = {};
   for (int i = 0; i < kBlock; i += W)
@@ -93,7 +40,7 @@ inline void collect(const T* x, int64_t column, RowScan& s) {
   for (int i = 0; i < kBlock; i += 64)
     for (uint64_t hit = hits[i / 64]; hit; hit &= hit - 1) {
       const int j = i + __builtin_ctzll(hit);
-      *out++ = order_key(to_float(x[j]), column + j);
+      if (!mask || (mask[j / 32] >> j % 32 & 1)) *out++ = order_key(to_float(x[j]), column + j);
     }
   s.count = out - s.keys;
   if (s.count >= s.full) compact(s);
@@ -106,72 +53,198 @@ inline float largest_of(const T* x) {
   return hmax(m);
 }
 
-// Sums of one pass over a block with the reference as it is; returns the largest values.
+// Adds the sums of the lanes of a and of b to both[0] and both[1].
+#if defined(__AVX512F__)
+inline __m512d doubles(vf a) {
+  return _mm512_cvtps_pd(
+      _mm256_add_ps(_mm512_castps512_ps256(a.v), _mm512_extractf32x8_ps(a.v, 1)));
+}
+inline void add_lanes(vf a, vf b, double* both) {
+  const __m512d x = doubles(a), y = doubles(b);
+  const __m512d eight = _mm512_add_pd(_mm512_unpacklo_pd(x, y), _mm512_unpackhi_pd(x, y));
+  const __m256d four =
+      _mm256_add_pd(_mm512_castpd512_pd256(eight), _mm512_extractf64x4_pd(eight, 1));
+  const __m128d two = _mm_add_pd(_mm256_castpd256_pd128(four), _mm256_extractf128_pd(four, 1));
+  _mm_storeu_pd(both, _mm_add_pd(_mm_loadu_pd(both), two));
+}
+#else
+inline void add_lanes(vf a, vf b, double* both) {
+  both[0] += lane_sum(a);
+  both[1] += lane_sum(b);
+}
+#endif
+
+// 2 * W columns, in an order of their own: halves of a register of bfloat16 are its even and its
+// odd columns, which saves spreading them out.
 template <class T>
-inline vf sum_block(const T* x, const RowScan& s, BlockStat& stat) {
-  const Reference r(s.scale, s.neg_ref, s.floor);
+inline void load_two(const T* x, vf& a, vf& b) {
+  a = load(x);
+  b = load(x + W);
+}
+#if defined(__AVX512F__)
+inline void load_two(const bf16* x, vf& a, vf& b) {
+  const __m512i both = _mm512_loadu_si512(x);
+  a.v = _mm512_castsi512_ps(_mm512_slli_epi32(both, 16));
+  b.v = _mm512_castsi512_ps(_mm512_and_si512(both, _mm512_set1_epi32(~0xffff)));
+}
+#elif defined(__AVX2__)
+inline void load_two(const bf16* x, vf& a, vf& b) {
+  const __m256i both = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x));
+  a.v = _mm256_castsi256_ps(_mm256_slli_epi32(both, 16));
+  b.v = _mm256_castsi256_ps(_mm256_and_si256(both, _mm256_set1_epi32(~0xffff)));
+}
+#endif
+
+inline uint32_t even_bits(uint32_t x) {
+  x &= 0x55555555;
+  x = (x | x >> 1) & 0x33333333;
+  x = (x | x >> 2) & 0x0f0f0f0f;
+  x = (x | x >> 4) & 0x00ff00ff;
+  return (x | x >> 8) & 0xffff;
+}
+// Which columns of load_two(x + column) the words of a mask allow.
+template <class T>
+inline void allowed_two(const T*, const int32_t* mask, int column, vmask& a, vmask& b) {
+  const uint32_t word = static_cast<uint32_t>(mask[column / 32]) >> column % 32;
+  const uint32_t next = static_cast<uint32_t>(mask[(column + W) / 32]) >> (column + W) % 32;
+  a = from_bits(word & ((1u << W) - 1));
+  b = from_bits(next & ((1u << W) - 1));
+}
+#if defined(__AVX2__)
+inline void allowed_two(const bf16*, const int32_t* mask, int column, vmask& a, vmask& b) {
+  const uint32_t word = static_cast<uint32_t>(mask[column / 32]) >> column % 32;
+  a = from_bits(even_bits(word) & ((1u << W) - 1));
+  b = from_bits(even_bits(word >> 1) & ((1u << W) - 1));
+}
+#endif
+
+// A block whose lanes are still to be added up: that is a chain of a dozen operations, each waiting
+// for the one before, so it is left to the end of the segment.
+constexpr int kPart = 4 * W * kChains;  // chains of four, whatever the vector's width
+struct OpenBlock {
+  vf sum[kBlock / kPart], moment[kBlock / kPart], allowed[kBlock / kPart];
+  double above;
+  BlockStat *stat, *allowed_stat;  // the latter null without a mask
+  bool any;                        // at or above the floor
+};
+struct OpenBlocks {
+  OpenBlock at[kSegmentBlocks];
+  int n = 0;
+};
+
+// Sums of one pass over a block with the reference as it is; returns the largest values. The moment
+// is summed about the value the reference was set by, which is near enough to it for floats.
+// `mask`: the block's words, if kMasked.
+template <bool kMasked, class T>
+inline vf sum_block(const T* x, const int32_t* mask, const RowScan& s, OpenBlock& open) {
+  const Reference r(s.scale, s.ref, s.floor);
+  const vf origin = set1(s.origin);
   vf largest = set1(-kInf);
-  stat.sum = stat.moment = 0;
-  constexpr int kPart = 4 * W * kChains;  // chains of four, whatever the vector's width
-  for (int part = 0; part < kBlock; part += kPart) {
-    vf sum[kChains], moment[kChains];
-    for (int c = 0; c < kChains; ++c) sum[c] = moment[c] = zero();
-    for (int i = part; i < part + kPart; i += W * kChains)
-      for (int c = 0; c < kChains; ++c) {
-        const vf v = load(x + i + c * W);
-        largest = max(v, largest);
-        vf whole, f;
-        split(max(r.floor, v), r, whole, f);
-        const vf e = scale2_normal(exp2_reduced(f), whole);
-        sum[c] = sum[c] + e;
-        moment[c] = fma(e, whole + f, moment[c]);
+  for (int part = 0; part < kBlock / kPart; ++part) {
+    vf sum[kChains], moment[kChains], allowed[kChains];
+    for (int c = 0; c < kChains; ++c) sum[c] = moment[c] = allowed[c] = zero();
+    for (int i = part * kPart; i < (part + 1) * kPart; i += W * kChains) {
+      vf v[kChains];
+      vmask kept[kChains];
+      for (int c = 0; c < kChains; c += 2) {
+        load_two(x + i + c * W, v[c], v[c + 1]);
+        if (kMasked) allowed_two(x, mask, i + c * W, kept[c], kept[c + 1]);
       }
-    stat.sum += lane_sum((sum[0] + sum[1]) + (sum[2] + sum[3]));
-    stat.moment += lane_sum((moment[0] + moment[1]) + (moment[2] + moment[3]));
+      for (int c = 0; c < kChains; ++c) {
+        largest = max(v[c], largest);
+        const vf at = max(r.floor, v[c]), e = power(at, r);
+        sum[c] = sum[c] + e;
+        moment[c] = fma(e, at - origin, moment[c]);
+        if (kMasked) allowed[c] = allowed[c] + select(kept[c], e, zero());
+      }
+    }
+    open.sum[part] = (sum[0] + sum[1]) + (sum[2] + sum[3]);
+    open.moment[part] = (moment[0] + moment[1]) + (moment[2] + moment[3]);
+    open.allowed[part] = (allowed[0] + allowed[1]) + (allowed[2] + allowed[3]);
   }
   return largest;
 }
 
 constexpr double kNothing = 0x1p-111;  // the sum of a block of weights 2^-120 is below
 
+inline void close_blocks(OpenBlocks& open, RowScan& s) {
+  for (int i = 0; i < open.n; ++i) {
+    const OpenBlock& block = open.at[i];
+    double sums[2] = {};
+    for (int part = 0; part < kBlock / kPart; ++part)
+      add_lanes(block.sum[part], block.moment[part], sums);
+    BlockStat& stat = *block.stat;
+    stat.sum = sums[0];
+    stat.moment = s.scale.c * sums[1] + block.above * sums[0];
+    // NaN or +inf, which make the sum NaN; or nothing at or above the floor
+    if (!(stat.sum > kNothing)) {
+      s.invalid |= stat.sum != stat.sum;
+      if (!block.any) stat.sum = stat.moment = 0;
+    }
+    if (!block.allowed_stat) continue;
+    double allowed[2] = {};
+    for (int part = 0; part < kBlock / kPart; ++part)
+      add_lanes(block.allowed[part], zero(), allowed);
+    *block.allowed_stat = {allowed[0] > kNothing ? allowed[0] : 0, 0, stat.ref, false};
+  }
+  open.n = 0;
+}
+
+// The columns of a row that a mask allows, scanned beside all of them in the same units.
+struct Allowed {
+  RowScan& s;
+  const int32_t* words = nullptr;  // of the block
+  bool wide = false;               // a block was in doubles: nothing is known
+};
+
 template <class T>
-inline void scan_full_block(const T* x, int64_t block, RowScan& s) {
+inline void scan_full_block(const T* x, int64_t block, RowScan& s, OpenBlocks& open,
+                            Allowed* allowed) {
   BlockStat& stat = s.blocks[block];
+  const auto sum = [&](OpenBlock& now) {
+    return allowed ? sum_block<true>(x, allowed->words, s, now)
+                   : sum_block<false>(x, nullptr, s, now);
+  };
   if (block % kSegmentBlocks == 0) set_reference(s, largest_of(x));
   if (!s.wide) {
-    vf largest = sum_block(x, s, stat);
+    OpenBlock& now = open.at[open.n];
+    vf largest = sum(now);
     if (bits(largest > set1(s.ceiling)) && hmax(largest) < kInf) {
       set_reference(s, hmax(largest));
-      if (!s.wide) largest = sum_block(x, s, stat);
+      if (!s.wide) largest = sum(now);
     }
     if (!s.wide) {
-      stat.ref = -s.neg_ref;
+      now.above = s.above;
+      now.stat = &stat;
+      now.allowed_stat = allowed ? &allowed->s.blocks[block] : nullptr;
+      now.any = bits(largest >= set1(s.floor));
+      ++open.n;
+      stat.ref = s.ref;
       stat.wide = false;
-      // NaN or +inf, which make the sum one of the two; or nothing at or above the floor
-      if (!(stat.sum > kNothing && stat.sum < kInf)) {
-        s.invalid |= !(stat.sum < kInf);
-        if (!bits(largest >= set1(s.floor))) stat.sum = stat.moment = 0;
-      }
-      if (s.k && bits(largest > set1(s.threshold))) collect(x, block * kBlock, s);
+      if (s.k && bits(largest > set1(s.threshold))) collect(x, nullptr, block * kBlock, s);
+      if (allowed && allowed->s.k && bits(largest > set1(allowed->s.threshold)))
+        collect(x, allowed->words, block * kBlock, allowed->s);
       return;
     }
   }
+  if (allowed) allowed->wide = true;
   float buffer[kBlock];
   for (int i = 0; i < kBlock; i += W) store(buffer + i, load(x + i));
   wide_block(buffer, block, s);
-  if (s.k && largest_of(x) > s.threshold) collect(x, block * kBlock, s);
+  if (s.k && largest_of(x) > s.threshold) collect(x, nullptr, block * kBlock, s);
 }
 
 // Block `block` of a row: n <= 256 columns at x. Call with blocks of a segment in ascending order,
 // from its first on.
 template <class T>
-inline void scan_block(const T* x, int n, int64_t block, RowScan& s) {
+inline void scan_block(const T* x, int n, int64_t block, RowScan& s, OpenBlocks& open,
+                       Allowed* allowed = nullptr) {
   if (n == kBlock) {
-    scan_full_block(x, block, s);
+    scan_full_block(x, block, s, open, allowed);
   } else {
     float buffer[kBlock];
     for (int i = 0; i < kBlock; ++i) buffer[i] = i < n ? to_float(x[i]) : -kInf;
-    scan_full_block(buffer, block, s);
+    scan_full_block(buffer, block, s, open, allowed);
   }
 }
 
@@ -187,11 +260,24 @@ inline unsigned kept_lanes(vf v, int64_t column, const Filter& filter) {
   return kept & kAll;
 }
 
-// n columns from `column`, a multiple of W, on as floats, -inf for those the filter leaves out and
-// up to the next multiple of 16; false if that is all of them.
-template <class T>
-inline bool filter_columns(const T* x, int n, int64_t column, const Filter& filter, float* out) {
+// n columns from `column`, a multiple of W, on, -inf for those the filter leaves out and up to the
+// next multiple of 16; false if that is all of them.
+template <class T, class Out>
+inline bool filter_columns(const T* x, int n, int64_t column, const Filter& filter, Out* out) {
   unsigned any = 0;
+  const bool equal = column + n - 1 <= filter.last;  // all columns may equal the floor, or none
+  if (n == kBlock && (equal || column > filter.last)) {
+    const vf floor = set1(filter.floor);
+    for (int i = 0; i < kBlock; i += W) {
+      const vf v = load(x + i);
+      unsigned kept = equal ? bits(v >= floor) : bits(v > floor);
+      if (filter.mask)
+        kept &= static_cast<uint32_t>(filter.mask[(column + i) / 32]) >> (column + i) % 32;
+      store(out + i, select(from_bits(kept), v, set1(-kInf)));
+      any |= kept;
+    }
+    return any;
+  }
   for (int i = 0; i < (n + kGroup - 1) / kGroup * kGroup; i += W) {
     vf v = set1(-kInf);
     unsigned kept = 0;
@@ -216,166 +302,45 @@ template <class T>
 void scan(const void* row_, int64_t v, int64_t begin, int64_t end, const Filter* filter,
           RowScan& s) {
   const T* row = static_cast<const T*>(row_);
+  OpenBlocks open;
   for (int64_t block = begin; block < end; ++block) {
     const T* x = row + block * kBlock;
     const int n = v - block * kBlock < kBlock ? static_cast<int>(v - block * kBlock) : kBlock;
+    T buffer[kBlock];  // not of floats: their columns would be summed in another order
     if (!filter) {
-      scan_block(x, n, block, s);
-      continue;
-    }
-    float buffer[kBlock];
-    if (all_masked(filter->mask, block, n) ||
-        !filter_columns(x, n, block * kBlock, *filter, buffer)) {
+      scan_block(x, n, block, s, open);
+    } else if (all_masked(filter->mask, block, n) ||
+               !filter_columns(x, n, block * kBlock, *filter, buffer)) {
       if (block % kSegmentBlocks == 0) set_reference(s, -kInf);
       s.blocks[block] = BlockStat();
     } else {
-      scan_block(buffer, n, block, s);
+      scan_block(buffer, n, block, s, open);
     }
+    if ((block + 1) % kSegmentBlocks == 0) close_blocks(open, s);
   }
-}
-
-// e of W columns, exactly 0 for those 2^-120 below the reference.
-inline vf weight(vf v, const Reference& r) {
-  vf whole, f;
-  split(max(r.floor, v), r, whole, f);
-  return select(v >= r.floor, scale2_normal(exp2_reduced(f), whole), zero());
-}
-
-inline void group_weights(const float* x, const Reference& r, float* e) {
-  for (int i = 0; i < kGroup; i += W) store(e + i, weight(load(x + i), r));
+  close_blocks(open, s);
 }
 
 template <class T>
-inline void load_group(const T* row, int64_t v, int64_t group, const Filter* filter, float* x) {
-  const int64_t column = group * kGroup;
-  const int n = v - column < kGroup ? static_cast<int>(v - column) : kGroup;
-  if (!filter && n == kGroup) {
-    for (int i = 0; i < kGroup; i += W) store(x + i, load(row + column + i));
-    return;
-  }
-  if (filter) {
-    filter_columns(row + column, n, column, *filter, x);
-  } else {
-    for (int i = 0; i < kGroup; ++i) x[i] = i < n ? to_float(row[column + i]) : -kInf;
-  }
-}
-
-inline Reference reference_of(const Scale& scale, const BlockStat& stat) {
-  return Reference(scale, static_cast<float>(-stat.ref), reference_floor(scale, stat.ref));
-}
-
-template <class T>
-void weights(const void* row, int64_t v, int64_t begin, int64_t end, const Filter* filter,
-             const Scale& scale, const BlockStat& stat, float* e) {
-  const Reference r = reference_of(scale, stat);
-  for (int64_t group = begin; group < end; ++group, e += kGroup) {
-    float x[kGroup];
-    load_group(static_cast<const T*>(row), v, group, filter, x);
-    if (stat.wide)
-      wide_weights(x, scale, stat.ref, e);
-    else
-      group_weights(x, r, e);
-  }
-}
-
-template <class T>
-void values(const void* row, int64_t v, const Filter* filter, float* x) {
-  for (int64_t g = 0; g * kGroup < v; ++g)
-    load_group(static_cast<const T*>(row), v, g, filter, x + g * kGroup);
-}
-
-inline double multiply_add(double a, double b, double c) {
-#if defined(__AVX2__)
-  return __builtin_fma(a, b, c);
-#else
-  return a * b + c;
-#endif
-}
-
-// Plain loops over 16 columns, which compilers turn into vectors of doubles; the terms of 2^f are
-// Taylor's, exact to 2e-13. Whole numbers n are read off the low bits of n + 1.5 * 2^52.
-template <class T>
-double refined_sum(const void* row, int64_t v, int64_t block, const Filter* filter,
-                   const Scale& scale, const BlockStat& stat) {
-  constexpr double kRound = 0x1.8p52;
-  const double c = scale.c, ref = stat.ref;
-  const float floor = reference_floor(scale, ref);
-  double sum[kGroup] = {};
-  for (int64_t g = block * kGroups; g < (block + 1) * kGroups && g * kGroup < v; ++g) {
-    float x[kGroup];
-    load_group(static_cast<const T*>(row), v, g, filter, x);
-    for (int i = 0; i < kGroup; ++i) {
-      const double value = x[i] > floor ? x[i] : floor, z = value * c - ref;
-      const double shifted = z + kRound, f = z - (shifted - kRound);
-      double p = 0x1.e4cf5158b8ecap-28;
-      p = multiply_add(p, f, 0x1.b5253d395e7c4p-24);
-      p = multiply_add(p, f, 0x1.62c0223a5c824p-20);
-      p = multiply_add(p, f, 0x1.ffcbfc588b0c7p-17);
-      p = multiply_add(p, f, 0x1.430912f86c787p-13);
-      p = multiply_add(p, f, 0x1.5d87fe78a6731p-10);
-      p = multiply_add(p, f, 0x1.3b2ab6fba4e77p-7);
-      p = multiply_add(p, f, 0x1.c6b08d704a0c0p-5);
-      p = multiply_add(p, f, 0x1.ebfbdff82c58fp-3);
-      p = multiply_add(p, f, 0x1.62e42fefa39efp-1);
-      p = multiply_add(p, f, 1);
-      int64_t bits;
-      __builtin_memcpy(&bits, &shifted, 8);
-      bits = static_cast<int64_t>(static_cast<uint64_t>(bits + 1023) << 52);
-      double power;
-      __builtin_memcpy(&power, &bits, 8);
-      sum[i] = multiply_add(p, power, sum[i]);
-    }
-  }
-  for (int half = kGroup / 2; half > 0; half /= 2)
-    for (int i = 0; i < half; ++i) sum[i] += sum[i + half];
-  return sum[0];
-}
-
-template <class T>
-void groups(const void* row_, int64_t v, int64_t block, const Filter* filter, const Scale& scale,
-            const BlockStat& stat, double* cumulative) {
+bool scan_both(const void* row_, int64_t v, int64_t begin, int64_t end, const int32_t* mask,
+               RowScan& s, RowScan& in_mask) {
   const T* row = static_cast<const T*>(row_);
-  const Reference r = reference_of(scale, stat);
-  const bool plain = !filter && !stat.wide && (block + 1) * kBlock <= v;
-  double sum = 0;
-  for (int g = 0; g < kGroups; ++g) {
-    const int64_t group = block * kGroups + g;
-    vf e = zero();
-    if (plain) {
-      for (int i = 0; i < kGroup; i += W) e = e + weight(load(row + group * kGroup + i), r);
-    } else if (group * kGroup < v) {
-      float each[kGroup];
-      weights<T>(row, v, group, group + 1, filter, scale, stat, each);
-      for (int i = 0; i < kGroup; i += W) e = e + load(each + i);
+  OpenBlocks open;
+  Allowed allowed{in_mask};
+  for (int64_t block = begin; block < end; ++block) {
+    const int n = v - block * kBlock < kBlock ? static_cast<int>(v - block * kBlock) : kBlock;
+    int32_t words[kBlock / 32] = {};  // of the last block, where the mask's may end early
+    allowed.words = mask + block * (kBlock / 32);
+    if (n < kBlock) {
+      for (int i = 0; i < (n + 31) / 32; ++i) words[i] = allowed.words[i];
+      allowed.words = words;
     }
-    cumulative[g] = sum += lane_sum(e);
+    scan_block(row + block * kBlock, n, block, s, open, &allowed);
+    if ((block + 1) % kSegmentBlocks == 0) close_blocks(open, s);
   }
+  close_blocks(open, s);
+  return !allowed.wide;
 }
-
-template <class T>
-int64_t column(const void* row, int64_t v, int64_t group, double rest, const Filter* filter,
-               const Scale& scale, const BlockStat& stat, double& margin) {
-  float e[kGroup];
-  weights<T>(row, v, group, group + 1, filter, scale, stat, e);
-  double ends[kGroup + 1] = {};  // ends[i + 1]: where column i ends
-  int before = 0;
-  for (int i = 0; i < kGroup; ++i) {
-    ends[i + 1] = ends[i] + static_cast<double>(e[i]);
-    before += ends[i + 1] <= rest;
-  }
-  if (before == kGroup) {
-    margin = 0;
-    while (before > 1 && !(e[before - 1] > 0)) --before;
-    return group * kGroup + before - 1;
-  }
-  const double from_start = rest - ends[before], to_end = ends[before + 1] - rest;
-  margin = from_start < to_end ? from_start : to_end;
-  return group * kGroup + before;
-}
-
-template <class T>
-constexpr RowScanKernels kKernels = {scan<T>,   values<T>, refined_sum<T>,
-                                     groups<T>, column<T>, weights<T>};
 
 }  // namespace
 }  // namespace pyttc

@@ -26,23 +26,64 @@ float Row::at(int64_t column) const {
   }
 }
 
-void ScannedRow::scan(const Row& row, const Filter* filter, const Scale& scale, int64_t k,
-                      int threads) {
-  const int64_t n = blocks_of(row.v), segments = (n + kSegmentBlocks - 1) / kSegmentBlocks;
-  // A part of fewer than four segments (5 us) is not worth a thread.
-  const int64_t parts = std::max<int64_t>(1, std::min<int64_t>(threads, segments / 4));
-  const int64_t room = key_room(k);
+namespace {
+
+int64_t segments_of(const Row& row) {
+  return (blocks_of(row.v) + kSegmentBlocks - 1) / kSegmentBlocks;
+}
+// A part of fewer than four segments (4 us) is not worth a thread.
+int64_t parts_of(const Row& row, int threads) {
+  return std::max<int64_t>(1, std::min<int64_t>(threads, segments_of(row) / 4));
+}
+
+template <class F>
+void for_parts(const Row& row, int64_t parts, F scan) {
+  const int64_t segments = segments_of(row);
+  parallel_for(parts, static_cast<int>(parts), [&](int64_t part) {
+    scan(part, segments * part / parts * kSegmentBlocks,
+         std::min(blocks_of(row.v), segments * (part + 1) / parts * kSegmentBlocks));
+  });
+}
+
+}  // namespace
+
+std::vector<RowScan> ScannedRow::begin(const Row& row, const Scale& scale, int64_t k,
+                                       int64_t parts) {
+  const int64_t n = blocks_of(row.v), room = key_room(k);
   if (static_cast<int64_t>(blocks.size()) < n) blocks.resize(n);
   if (static_cast<int64_t>(keys.size()) < room * parts) keys.resize(room * parts);
   std::vector<RowScan> scans(parts);
+  for (int64_t part = 0; part < parts; ++part)
+    begin_scan(scans[part], scale, k, keys.data() + part * room, blocks.data());
+  return scans;
+}
+
+void ScannedRow::scan(const Row& row, const Filter* filter, const Scale& scale, int64_t k,
+                      int threads) {
+  std::vector<RowScan> scans = begin(row, scale, k, parts_of(row, threads));
   const void* data = row.columns(0, row.v);
-  parallel_for(parts, static_cast<int>(parts), [&](int64_t part) {
-    RowScan& s = scans[part];
-    begin_scan(s, scale, k, keys.data() + part * room, blocks.data());
-    row.kernels.scan(data, row.v, segments * part / parts * kSegmentBlocks,
-                     std::min(n, segments * (part + 1) / parts * kSegmentBlocks), filter, s);
+  for_parts(row, scans.size(), [&](int64_t part, int64_t from, int64_t to) {
+    row.kernels.scan(data, row.v, from, to, filter, scans[part]);
   });
-  merge(scans.data(), parts, row.v);
+  merge(scans.data(), scans.size(), row.v);
+}
+
+bool ScannedRow::scan_both(const Row& row, const int32_t* mask, const Scale& scale, int64_t k,
+                           ScannedRow& allowed, int64_t k_allowed, int threads) {
+  // Weights are 0 or exact down to 2^-120 of the row's largest: enough of them are left above.
+  constexpr double kLeast = 0x1p-60;
+  const int64_t parts = parts_of(row, threads);
+  std::vector<RowScan> all = begin(row, scale, k, parts);
+  std::vector<RowScan> in_mask = allowed.begin(row, scale, k_allowed, parts);
+  std::vector<char> known(parts);
+  const void* data = row.columns(0, row.v);
+  for_parts(row, parts, [&](int64_t part, int64_t from, int64_t to) {
+    known[part] = row.kernels.scan_both(data, row.v, from, to, mask, all[part], in_mask[part]);
+  });
+  merge(all.data(), parts, row.v);
+  if (invalid || std::count(known.begin(), known.end(), 0)) return false;
+  allowed.merge(in_mask.data(), parts, row.v);
+  return allowed.totals.sum * power_of_two(allowed.totals.ref - totals.ref) > kLeast * totals.sum;
 }
 
 void ScannedRow::merge(RowScan* scans, int64_t parts, int64_t v) {

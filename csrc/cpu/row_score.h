@@ -59,8 +59,15 @@ struct ScannedRow {
 
   // Scans with up to `threads` threads, which never shows in the result.
   void scan(const Row& row, const Filter* filter, const Scale& scale, int64_t k, int threads);
+  // The same without a filter, and `allowed` becomes the scan for the k_allowed best of what `mask`
+  // allows, but for its entropy; false, and `allowed` unknown, where that is too little beside all.
+  bool scan_both(const Row& row, const int32_t* mask, const Scale& scale, int64_t k,
+                 ScannedRow& allowed, int64_t k_allowed, int threads);
   // The last step of a scan of a row of v columns: what its parts found together.
   void merge(RowScan* scans, int64_t parts, int64_t v);
+
+ private:
+  std::vector<RowScan> begin(const Row& row, const Scale& scale, int64_t k, int64_t parts);
 };
 
 // The k best columns of a scanned row and their log-probabilities. Columns at -inf follow in index

@@ -167,12 +167,19 @@ void sample(const Tensor& logits, const Whole& seed, const Tensor& path_ids,
   const int64_t n = starts.size();
   starts.push_back(rows);
   parallel_rows(n, threads, [&](int64_t item, int threads_of_row) {
-    static thread_local ScannedRow raw;
+    static thread_local ScannedRow raw, allowed;
     const int64_t begin = starts[item];
     const Row row(logits.dtype(), data(begin), v);
-    const int64_t candidates = parameters.mask ? 0 : parameters.candidates(begin, v);
-    raw.scan(row, nullptr, parameters.scale(begin), std::max(topk, candidates), threads_of_row);
-    finish_sample(row, raw, nullptr, parameters, out, begin, starts[item + 1], threads_of_row);
+    const Scale scale = parameters.scale(begin);
+    const Filters filters = parameters.filters(begin, v);
+    const int64_t candidates = candidates_of(filters);
+    bool known = false;
+    if (filters.mask)
+      known = raw.scan_both(row, filters.mask, scale, topk, allowed, candidates, threads_of_row);
+    else
+      raw.scan(row, nullptr, scale, std::max(topk, candidates), threads_of_row);
+    finish_sample(row, raw, known ? &allowed : nullptr, parameters, out, begin, starts[item + 1],
+                  threads_of_row);
   });
 }
 

@@ -234,7 +234,35 @@ inline void store_n(T* p, vf a, int n) {
   for (int i = 0; i < n; ++i) from_float(lane[i], p[i]);
 }
 
-// Reductions over the lanes, always as the same tree.
+// Reductions over the lanes, always as the same tree: the lower half with the upper, down to one.
+#if defined(__AVX2__)
+#if defined(__AVX512F__)
+inline __m256 lower(vf a) { return _mm512_castps512_ps256(a.v); }
+inline __m256 upper(vf a) {
+  return _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(a.v), 1));
+}
+#endif
+inline float hsum(vf a) {
+#if defined(__AVX512F__)
+  const __m256 eight = _mm256_add_ps(lower(a), upper(a));
+#else
+  const __m256 eight = a.v;
+#endif
+  __m128 x = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+  x = _mm_add_ps(x, _mm_movehl_ps(x, x));
+  return _mm_cvtss_f32(_mm_add_ss(x, _mm_movehdup_ps(x)));
+}
+inline float hmax(vf a) {
+#if defined(__AVX512F__)
+  const __m256 eight = _mm256_max_ps(lower(a), upper(a));
+#else
+  const __m256 eight = a.v;
+#endif
+  __m128 x = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+  x = _mm_max_ps(x, _mm_movehl_ps(x, x));
+  return _mm_cvtss_f32(_mm_max_ss(x, _mm_movehdup_ps(x)));
+}
+#else
 inline float hsum(vf a) {
   float lane[W];
   store(lane, a);
@@ -249,6 +277,7 @@ inline float hmax(vf a) {
     for (int i = 0; i < half; ++i) lane[i] = lane[i] > lane[i + half] ? lane[i] : lane[i + half];
   return lane[0];
 }
+#endif
 
 // exp(r) for |r| <= ln(2)/2: minimax in relative error (3e-9 before rounding, 6.2e-8 after), exact
 // at 0.
