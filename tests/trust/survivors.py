@@ -21,6 +21,7 @@ REASONS: dict[tuple[str, str, str], str] = {
     (CACHE, "", "1 to 2"): "any negative number marks a node that is none",
     (CACHE, "PathCache.__init__", "64 to 65"): UNUSED_ROOM,
     (CACHE, "PathCache._grow", "Sub to Add: 2 * size - free.size"): UNUSED_ROOM,
+    (CACHE, "PathCache._grow", "Gt to GtE: nodes > self._nodes_left"): UNUSED_ROOM,
     (CACHE, "PathCache._widen", "Sub to Add: max(pages, 2 * width) - width"): UNUSED_ROOM,
     (
         "pyttc/engine/tree.py",
