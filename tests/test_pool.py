@@ -49,7 +49,7 @@ def test_slots_are_32_bit_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     assert made(2**31 // 16 * PAGE - 1, META).pages == 2**31 // 16 - 1
 
 
-def test_memory_is_said_in_bytes_or_units() -> None:
+def test_limits_are_said_in_bytes_or_units() -> None:
     assert parse_memory(12345) == 12345
     for text, size in (("1.5KiB", 1536), ("2 MiB", 2**21), ("3GiB", 3 * 2**30), ("1TiB", 2**40)):
         assert parse_memory(text) == size

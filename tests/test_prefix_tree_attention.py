@@ -373,6 +373,11 @@ def invalid_calls():
         ((q, k, v, changed(parents=tree.parents.float())), {}, "parents"),
         ((q, k, v, changed(leaves=tree.leaves.to("meta"))), {}, "leaves"),
         ((q, k, v, changed(lengths=tree.lengths[:-1])), {}, "parents"),
+        (
+            (q, k, v, changed(parents=tree.parents[None], lengths=tree.lengths[None])),
+            {},
+            "lengths",
+        ),
         ((q, k, v, changed(page_offsets=tree.page_offsets[:-1])), {}, "page_offsets"),
         ((q, k, v, changed(page_ids=tree.page_ids[None])), {}, "page_ids"),
         ((q, k, v, changed(page_ids=torch.full_like(tree.page_ids, len(k)))), {}, "page_ids"),

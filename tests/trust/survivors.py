@@ -30,5 +30,11 @@ REASONS: dict[tuple[str, str, str], str] = {
     ): "on a CPU the host's tensors are the tree's own",
     ("pyttc/ops/checks.py", "_dims", "True to False"): "a check of lengths equal by construction",
     ("pyttc/ops/checks.py", "overlaps_itself", "0 to 1"): "of one element no stride counts",
+    (CACHE, "PathCache.sweep", "Gt to GtE: nodes.size > 1"): "a single node is unique",
+    (
+        "pyttc/ops/prefix_tree_attention.py",
+        "prefix_tree_attention",
+        "Or to And: impl in ON_GPU or (impl is None and getattr(q, 'is_cuda', False))",
+    ): "tests/interpreted notice, in a process of their own",
     ("pyttc/ops/prefix_tree_attention.py", "check", "256 to 257"): "257 is no multiple of 8",
 }
