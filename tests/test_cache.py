@@ -235,10 +235,10 @@ def test_fork_touches_no_page():
     free = cache.free_pages
     times = []
     for _ in range(50):
-        start = time.perf_counter()
+        start = time.thread_time()
         cache.share(leaves, np.array([256]))
         children = np.repeat(leaves, 256)
-        times.append(time.perf_counter() - start)
+        times.append(time.thread_time() - start)
         cache.release(children)
     assert cache.free_pages == free
     assert sorted(times)[25] < 100e-6

@@ -40,6 +40,7 @@ PATIENCE = 1200  # seconds in all, for one that waits
 SHARE = 0.12  # of a module's mutants
 SKIP = ("run_cuda",)  # the emulation of CUDA runs it, in a process of its own
 SLOW = "not instruction and not amx and not memory and not speed and not 64_bit and not compile"
+SLOW += " and not microseconds"
 OPS = (
     "merge_states",
     "store_kv",
