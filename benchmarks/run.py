@@ -19,6 +19,8 @@ from pyttc import dispatch
 
 from . import common, table
 
+ABOVE = 105  # %: the roof is measured too
+
 
 def main() -> int:
     found = sorted({*dispatch.ops, "linear"})  # bench_engine.py has a command line of its own
@@ -60,7 +62,7 @@ def failure(row: dict[str, Any]) -> str | None:
         return "its output differs from the reference"
     if row["roof_percent"] is None:
         return "there is no C++ compiler to measure the roof with"
-    if row["roof_percent"] > 100:
+    if row["roof_percent"] > ABOVE:
         return f"{row['roof_percent']} % of the roof: cached inputs, or wrong bytes or flops"
     return None
 
