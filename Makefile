@@ -65,11 +65,12 @@ mutants: $(VENV)/built
 	$(RUN) tests.trust.kernel_mutants
 	$(RUN) tests.trust.python_mutants
 
-# Under ten minutes. Threads wait as torch's do: asleep between two kernels, a step of two is slower than of one.
+# Under ten minutes; without --quick, the engine alone takes as long again. Threads wait as torch's do: asleep
+# between two kernels, two are slower than one.
 MEASURED := env -u OMP_WAIT_POLICY $(RUN)
 bench: $(VENV)/built
 	$(MEASURED) benchmarks.run --seconds 0.5
-	$(MEASURED) benchmarks.bench_engine --seconds 5
+	$(MEASURED) benchmarks.bench_engine --seconds 5 --quick
 	$(RUN) benchmarks.table
 	$(RUN) benchmarks.plots
 
