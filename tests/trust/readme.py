@@ -75,7 +75,7 @@ LINES: dict[str, tuple[str, str, str]] = {
         "make mutants",
     ),
     "python_mutants": (
-        "random changes of the ops' Python, the sampler's among them",
+        "random changes of the Python of the ops, the sampler and the page cache",
         "{killed} of {tried} tried (of {mutants}) noticed",
         "make mutants",
     ),
