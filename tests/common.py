@@ -4,7 +4,8 @@ import contextlib
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -52,6 +53,26 @@ def threads(n: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def fastest(
+    run: Callable[[], object],
+    enough: float,
+    after: Callable[[], object] = lambda: None,
+    patience: float = 30,
+) -> float:
+    """The least of many repeats' seconds of thread time, `after` each something that does not count. A
+    busy machine only ever adds, sometimes for seconds: repeats go on until one is `enough`, or until
+    `patience` seconds are over.
+    """
+    best, end = float("inf"), time.monotonic() + patience
+    while best > enough and time.monotonic() < end:
+        for _ in range(20):
+            start = time.thread_time()
+            run()
+            best = min(best, time.thread_time() - start)
+            after()
+    return best
 
 
 def run_below(level: str, file: str, tests: str, examples: int = 25) -> None:

@@ -1,16 +1,21 @@
 """Of the tests that search with a model which can do something: it is taught once. Files whose engine is
-another have a fixture of that name themselves."""
+another have a fixture of that name themselves. And how all property tests run."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 import pyttc
 from pyttc.tasks.countdown_search import reward_head
 
 from .countdown_models import teach
+
+# How long an example takes depends on who else uses the machine.
+settings.register_profile("any speed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any speed")
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ from pyttc import copy_pages
 from .common import EXAMPLES, same, spread, threads
 from .test_store_kv import DTYPES, LAYOUTS
 
-checked = settings(max_examples=EXAMPLES, deadline=None, derandomize=True)
+checked = settings(max_examples=EXAMPLES, derandomize=True)
 
 
 def pool(shape, dtype=torch.float32, layout="pages", seed=0):

@@ -53,7 +53,7 @@ small_problems = st.builds(
     st.lists(st.integers(1, 99), min_size=1, max_size=4).map(tuple),
     st.integers(0, 120),
 )
-fuzz = settings(max_examples=EXAMPLES, deadline=None, derandomize=True)
+fuzz = settings(max_examples=EXAMPLES, derandomize=True)
 
 
 def brute_force(numbers, target):

@@ -22,7 +22,7 @@ from .common import EXAMPLES
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 KERNELS = Path(__file__).parent.parent / "csrc" / "cpu"
-properties = settings(max_examples=EXAMPLES, deadline=None, derandomize=True)
+properties = settings(max_examples=EXAMPLES, derandomize=True)
 
 
 def inputs(rows, columns, width, dtype=torch.float32, seed=0, scale=1.0):

@@ -11,7 +11,7 @@ from .common import EXAMPLES, same, spread, threads
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 INF, NAN = float("inf"), float("nan")
-checked = settings(max_examples=EXAMPLES, deadline=None, derandomize=True)
+checked = settings(max_examples=EXAMPLES, derandomize=True)
 
 
 def states(shape, dtype=torch.float32, seed=0, scale=4.0):

@@ -18,6 +18,7 @@ import pyttc.engine as engine_package
 from pyttc.engine import Engine, LinearHead, pool
 from pyttc.ops import copy_pages
 from tests import tiny_models
+from tests.common import fastest
 
 
 @pytest.fixture(scope="module")
@@ -293,8 +294,8 @@ def test_scorers_are_on_the_bill(no_eos: Engine) -> None:
     assert ran.seconds >= before[2] + 0.05 and ran.flops == before[0]
     # neither a caller's stop_if nor what is between calls is
     before = ran.flops, alone.flops, ran.seconds
-    paths.decode(max_new_tokens=3, stop_if=lambda *_: time.sleep(0.1))
-    assert ran.seconds < before[2] + 0.2
+    paths.decode(max_new_tokens=3, stop_if=lambda *_: time.sleep(0.5))
+    assert ran.seconds < before[2] + 1
 
 
 def test_stop_if_sees_every_step(no_eos: Engine) -> None:
@@ -464,15 +465,17 @@ def test_wrong_arguments_of_every_verb_are_named(no_eos: Engine) -> None:
 
 def test_fork_of_256_paths_takes_microseconds(no_eos: Engine) -> None:
     parent = no_eos.prefill([3] * 1000).fork(1, seed=0).decode(max_new_tokens=9)
-    held, times = no_eos.kv_bytes, []
-    for _ in range(400):
-        start = time.thread_time()
-        forks = parent.fork(256)
-        times.append(time.thread_time() - start)
+    held = no_eos.kv_bytes
+    forks = []
+
+    def fork() -> None:
+        forks.append(parent.fork(256))
+
+    def free() -> None:
         assert no_eos.kv_bytes == held
-        forks.free()
-    # neighbours on the machine only ever add
-    assert min(times) < 100e-6, f"{min(times) * 1e6:.0f} us"
+        forks.pop().free()
+
+    assert fastest(fork, 100e-6, after=free) < 100e-6
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from .common import EXAMPLES, run_below
 from .forests import DIMS, DTYPES, HEADS, Forest, assert_close, same
 
 SEEDS = st.integers(0, 2**32 - 1)
-axis = settings(max_examples=EXAMPLES, deadline=None, derandomize=True)
+axis = settings(max_examples=EXAMPLES, derandomize=True)
 
 
 def options(seed):

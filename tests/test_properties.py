@@ -23,7 +23,7 @@ from tests.common import EXAMPLES
 from tests.ops import NAMES, function, sample_inputs
 from tests.pages import check_engine
 
-properties = settings(max_examples=EXAMPLES, deadline=None, derandomize=True)
+properties = settings(max_examples=EXAMPLES, derandomize=True)
 HERE, OP_BITS = "test_properties", "test_bits_do_not_depend_on_the_batch"
 TABLE = {
     "pyttc.Budget": (HERE, "test_budgets_are_finite_and_obeyed"),
@@ -266,7 +266,7 @@ def test_budgets_are_finite_and_obeyed(
     check_engine(engine)
 
 
-@settings(max_examples=max(10, EXAMPLES // 20), deadline=None, derandomize=True)
+@properties
 @given(prompts=st.lists(texts.filter(bool), min_size=1, max_size=2), n=st.integers(1, 3))
 def test_a_curve_counts_what_was_solved(engine: Engine, prompts: list[str], n: int) -> None:
     options: dict[str, Any] = {"sizes": [1, n + 1], "max_new_tokens": 3}

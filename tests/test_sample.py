@@ -405,7 +405,7 @@ def test_any_temperature(temperature):
 
 # Bits do not depend on anything but the row and its own parameters.
 
-axis = settings(max_examples=EXAMPLES, deadline=None, derandomize=True)
+axis = settings(max_examples=EXAMPLES, derandomize=True)
 VOCABULARIES = st.sampled_from([1, 5, 111, 256, 300, 5000, 40000])
 
 

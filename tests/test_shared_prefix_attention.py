@@ -13,7 +13,7 @@ from .common import EXAMPLES
 from .forests import DIMS, DTYPES, HEADS, LENGTHS, Forest, assert_close, same
 
 SEEDS = st.integers(0, 2**32 - 1)
-axis = settings(max_examples=EXAMPLES, deadline=None, derandomize=True)
+axis = settings(max_examples=EXAMPLES, derandomize=True)
 
 
 def draw(seed, dtype=None, *, heads=None, dim=None, groups=3, paths=5, sizes=LENGTHS):

@@ -10,7 +10,7 @@ from pyttc import store_kv
 from .common import EXAMPLES, same, spread, threads
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-checked = settings(max_examples=EXAMPLES, deadline=None, derandomize=True)
+checked = settings(max_examples=EXAMPLES, derandomize=True)
 
 
 def pool(shape, dtype=torch.float32, layout="pages"):

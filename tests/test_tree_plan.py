@@ -81,7 +81,7 @@ drawn = st.tuples(st.integers(0, 2**32), st.sampled_from([1, 7, 16, 48, 64, 256]
 rows = st.sampled_from([1, 2, 4, 16, 64])
 
 
-@settings(max_examples=EXAMPLES, deadline=None, derandomize=True)
+@settings(max_examples=EXAMPLES, derandomize=True)
 @given(drawn, rows, st.sampled_from([torch.int32, torch.int64]))
 def test_lists_are_those_of_the_reference(tree, most_paths, dtype):
     growing = Growing(*tree)
@@ -89,7 +89,7 @@ def test_lists_are_those_of_the_reference(tree, most_paths, dtype):
     assert_equal(plan.fill(growing.tensors(dtype)), growing.expected(most_paths))
 
 
-@settings(max_examples=EXAMPLES, deadline=None, derandomize=True)
+@settings(max_examples=EXAMPLES, derandomize=True)
 @given(drawn, rows, st.lists(st.sampled_from([1, 1, 3, 70, 600]), min_size=1, max_size=5))
 def test_what_has_grown_is_written_as_if_built(tree, most_paths, growth):
     growing = Growing(*tree)
@@ -103,7 +103,7 @@ def test_what_has_grown_is_written_as_if_built(tree, most_paths, growth):
         assert_equal(lists, growing.expected(most_paths))
 
 
-@settings(max_examples=EXAMPLES, deadline=None, derandomize=True)
+@settings(max_examples=EXAMPLES, derandomize=True)
 @given(drawn, drawn, rows)
 def test_other_changes_are_noticed(tree, other, most_paths):
     """A tree of the same size and memory in which anything but the length of a leaf differs."""
@@ -126,7 +126,7 @@ def test_other_changes_are_noticed(tree, other, most_paths):
     assert_equal(plan.fill(first.tensors()), first.expected(most_paths))
 
 
-@settings(max_examples=EXAMPLES, deadline=None, derandomize=True)
+@settings(max_examples=EXAMPLES, derandomize=True)
 @given(drawn, drawn, rows)
 def test_lists_of_fixed_capacity_serve_any_tree_that_fits(tree, other, most_paths):
     """What a captured graph reads: the same memory and shapes, items without work behind the last."""
