@@ -20,7 +20,7 @@ from pyttc.dispatch import IMPLS
 from pyttc.engine import Engine, LinearHead, OutOfPages, Paths
 from tests import tiny_models
 from tests.common import EXAMPLES
-from tests.ops import NAMES, function, sample_inputs
+from tests.ops import NAMES, Call, function, sample_inputs
 from tests.pages import check_engine
 
 properties = settings(max_examples=EXAMPLES, derandomize=True)
@@ -285,12 +285,16 @@ def test_a_curve_counts_what_was_solved(engine: Engine, prompts: list[str], n: i
     assert points[0][0].solved[0] <= points[0][1].solved[0] + 1e-9
 
 
+@pytest.fixture(scope="module")
+def calls() -> dict[str, list[Call]]:
+    return {name: [c for c in sample_inputs(name) if "impl" not in c[1]] for name in NAMES}
+
+
 @properties
 @given(data=st.data())
-def test_explain_names_what_runs(data: st.DataObject) -> None:
+def test_explain_names_what_runs(calls: dict[str, list[Call]], data: st.DataObject) -> None:
     name = data.draw(st.sampled_from(NAMES))
-    calls = [c for c in sample_inputs(name) if "impl" not in c[1]]
-    args, kwargs = calls[data.draw(st.integers(0, len(calls) - 1))]
+    args, kwargs = data.draw(st.sampled_from(calls[name]))
     impl = data.draw(st.sampled_from([None, *IMPLS]))
     said = pyttc.explain(function(name), *args, **kwargs, impl=impl)
     assert said.op == name and said.chosen in (None, *IMPLS) and said.why
