@@ -48,14 +48,15 @@ extern "C" void attend(const pyttc::bf16* q, const pyttc::bf16* k, const pyttc::
       at.v[t] = v + int64_t{tile * kTile + t} * dim;
     }
     if (at.begin >= at.end) continue;
-    attention_amx.pack(at, TileRows(), dim, padded, kt, vp);
+    const TileRows next;
+    attention_amx.pack(at, next, dim, padded, kt, vp);
     attention_amx.rows({rows, dim, padded, query, kt, vp, m, l, o, at.begin, at.end,
-                        low ? first : nullptr, scale, 0.f});
+                        low ? first : nullptr, scale, 0.f, &next});
   }
   for (int r = 0; r < rows; ++r) {
     const float one = 1, *from = o + r * padded;
     attention_amx.finish(&from, &one, 1, l[r], dim, out + r * dim);
-    lse[r] = m[r] + __builtin_logf(l[r]);
+    lse[r] = m[r] * 0x1.62e43p-1f + __builtin_logf(l[r]);
   }
 }
 """

@@ -12,6 +12,7 @@ namespace pyttc {
 namespace {
 
 constexpr int64_t kChunk = int64_t{kTile} * kChunkTiles;
+constexpr float kLn2 = 0x1.62e43p-1f;
 // Partial results of this many floats are held at once; more paths than fit are done in turn.
 constexpr int64_t kStateFloats = int64_t{16} << 20;
 // Query and output rows of one item, in floats: with a tile they stay in the second-level cache.
@@ -313,7 +314,7 @@ class Run {
         kernels_.pack(rows, next, call_.dim, padded_, k_packed, v_packed);
         kernels_.rows({paths * group_, call_.dim, padded_, q, k_packed, v_packed, m, l, o,
                        rows.begin, rows.end, call_.window == INT64_MAX ? nullptr : first,
-                       call_.scale, call_.softcap});
+                       call_.scale, call_.softcap, &next});
       }
       rows = next;
     }
@@ -340,7 +341,7 @@ class Run {
     for (int64_t i = 0; i < chunks; ++i) {
       const float* held = state(path, first + i);
       const float l = held[call_.heads + head];
-      weight[i] = l == 0.f ? 0.f : std::exp(held[head] - high);
+      weight[i] = l == 0.f ? 0.f : std::exp2(held[head] - high);
       sum += weight[i] * l;
       o[i] = held + 2 * call_.heads + head * padded_;
     }
@@ -348,7 +349,7 @@ class Run {
     const bool empty = sum == 0.f;
     kernels_.finish(o.data(), weight.data(), empty ? 0 : chunks, empty ? 1.f : sum, call_.dim,
                     call_.out + row * call_.dim * width_);
-    call_.lse[row] = empty ? -INFINITY : high + std::log(sum);
+    call_.lse[row] = empty ? -INFINITY : high * kLn2 + std::log(sum);
   }
 
   const Attention& call_;

@@ -19,7 +19,6 @@ void pack(const TileRows& tile, const TileRows& next, int64_t dim, int64_t padde
         return i >= tile.begin && i < tile.end ? row_of(tile.v[i], d, dim) : _mm512_setzero_si512();
       };
       const __m512i a = token(t), b = token(t + 1);
-      prefetch<bf16>(next.v[t], d), prefetch<bf16>(next.v[t + 1], d);
       uint32_t* to = static_cast<uint32_t*>(v_packed) + t / 2 * padded + d;
       for (int half = 0; half < 2 && d + half * W < padded; ++half) {
         const __m256i x = half ? _mm512_extracti64x4_epi64(a, 1) : _mm512_castsi512_si256(a);
@@ -102,6 +101,7 @@ __attribute__((nothrow)) void rows_on_tiles(const AttentionRows& a) {
   const uint32_t* kt = static_cast<const uint32_t*>(a.k);
   for (int64_t at = 0; at < a.rows; at += kBlock) {
     const int n = static_cast<int>(a.rows - at < kBlock ? a.rows - at : kBlock);
+    if (at == 0) prefetch_values<bf16>(a, 0, kTile / 2);
     for (int r = 0; r < n; r += 16) {
       const int columns = (a.end + 15) / 16, count = n - r < 16 ? n - r : 16;
       zero_columns();
@@ -114,6 +114,7 @@ __attribute__((nothrow)) void rows_on_tiles(const AttentionRows& a) {
               a.l + at + r, alpha + r);
       for (int i = r * kTile; i < (r + count) * kTile; i += W) split(s + i, high + i, low + i);
     }
+    if (at == 0) prefetch_values<bf16>(a, kTile / 2, kTile);
     for (int r = 0; r < n;) {
       int next = n < r + 16 ? n : r + 16;
       const int from = a.first ? a.first[at + r] : a.begin;

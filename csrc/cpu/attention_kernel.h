@@ -55,31 +55,28 @@ void pack_keys(const TileRows& tile, const TileRows& next, int64_t dim, float* k
 
 // V [kTile][padded]
 template <class T>
-void pack_values(const TileRows& tile, const TileRows& next, int64_t dim, int64_t padded,
-                 float* vp) {
+void pack_values(const TileRows& tile, int64_t dim, int64_t padded, float* vp) {
   const vf small = set1(kSmall);
   const int64_t whole = dim / W * W;
   for (int t = tile.begin; t < tile.end; ++t) {
     const T* row = static_cast<const T*>(tile.v[t]);
     float* to = vp + t * padded;
-    for (int64_t d = 0; d < whole; d += W) {
-      store(to + d, small * load(row + d));
-      prefetch<T>(next.v[t], d);
-    }
+    for (int64_t d = 0; d < whole; d += W) store(to + d, small * load(row + d));
     if (whole < dim) store(to + whole, small * load_n(row + whole, static_cast<int>(dim - whole)));
   }
 }
 
 // How queries meet keys: in float32, an element at a time.
-template <class T>
+template <class Type>
 struct Elements {
+  using T = Type;
   static int64_t steps(int64_t dim) { return dim; }
   static vf multiply_add(vf q, vf k, vf sum) { return fma(q, k, sum); }
   static constexpr auto query = pyttc::query<T>;
   static void pack(const TileRows& tile, const TileRows& next, int64_t dim, int64_t padded,
                    void* k_packed, void* v_packed) {
     pack_keys<T>(tile, next, dim, static_cast<float*>(k_packed));
-    pack_values<T>(tile, next, dim, padded, static_cast<float*>(v_packed));
+    pack_values<T>(tile, dim, padded, static_cast<float*>(v_packed));
   }
 };
 
@@ -87,6 +84,7 @@ struct Elements {
 // In pairs of bfloat16, twice as many a cycle. Weights and values stay float32: a weight as one
 // bfloat16 would cost more accuracy than torch's result has to lose.
 struct Pairs {
+  using T = bf16;
   static int64_t steps(int64_t dim) { return dim / 2; }
   static vf multiply_add(vf q, vf k, vf sum) {
     return {_mm512_dpbf16_ps(sum.v, (__m512bh)q.v, (__m512bh)k.v)};
@@ -95,23 +93,34 @@ struct Pairs {
   static void pack(const TileRows& tile, const TileRows& next, int64_t dim, int64_t padded,
                    void* k_packed, void* v_packed) {
     pack_keys(tile, next, dim, static_cast<float*>(k_packed));
-    pack_values<bf16>(tile, next, dim, padded, static_cast<float*>(v_packed));
+    pack_values<bf16>(tile, dim, padded, static_cast<float*>(v_packed));
   }
 };
 #endif
 
-// acc[r][v] += a[r][k] * b[k][v] for k in [k0, k1), in order.
+// acc[r][v] += a[r][k] * b[k][v] for k in [k0, k1), in order. Loops over acc are unrolled by name:
+// left to the compiler it would live in memory.
 template <class M, int R, int V>
 inline void multiply(const float* a, int64_t lda, const float* b, int64_t ldb, int64_t k0,
                      int64_t k1, vf (&acc)[R][V]) {
   for (int64_t k = k0; k < k1; ++k) {
     vf x[V];
     for (int v = 0; v < V; ++v) x[v] = load(b + k * ldb + v * W);
+#pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
       const vf y = set1(a[r * lda + k]);
+#pragma GCC unroll 8
       for (int v = 0; v < V; ++v) acc[r][v] = M::multiply_add(y, x[v], acc[r][v]);
     }
   }
+}
+
+template <int R, int V, class F>
+inline void each(vf (&acc)[R][V], F f) {
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+    for (int v = 0; v < V; ++v) acc[r][v] = f(r, v, acc[r][v]);
 }
 
 // A block of R rows against one tile, before and after the softmax.
@@ -120,14 +129,13 @@ void scores(const float* q, int64_t padded, const float* kt, int64_t dim, float*
   const int64_t steps = M::steps(dim);
   for (int64_t d = 0; d < steps; d += kRun) {
     vf acc[R][V];
-    for (int r = 0; r < R; ++r)
-      for (int v = 0; v < V; ++v) acc[r][v] = zero();
+    each(acc, [](int, int, vf) { return zero(); });
     multiply<M>(q, padded, kt, kTile, d, d + kRun < steps ? d + kRun : steps, acc);
-    for (int r = 0; r < R; ++r)
-      for (int v = 0; v < V; ++v) {
-        float* at = s + r * kTile + v * W;
-        store(at, d == 0 ? acc[r][v] : load(at) + acc[r][v]);
-      }
+    each(acc, [&](int r, int v, vf x) {
+      float* at = s + r * kTile + v * W;
+      store(at, d == 0 ? x : load(at) + x);
+      return x;
+    });
   }
 }
 
@@ -135,14 +143,13 @@ template <class M, int R, int V>
 void values(const float* p, const float* vp, int64_t padded, int begin, int end, const float* alpha,
             float* o) {
   vf acc[R][V];
-  for (int r = 0; r < R; ++r)
-    for (int v = 0; v < V; ++v) acc[r][v] = zero();
+  each(acc, [](int, int, vf) { return zero(); });
   multiply<M>(p, kTile, vp, padded, begin, end, acc);
-  for (int r = 0; r < R; ++r)
-    for (int v = 0; v < V; ++v) {
-      float* at = o + r * padded + v * W;
-      store(at, fma(load(at), set1(alpha[r]), acc[r][v]));
-    }
+  each(acc, [&](int r, int v, vf x) {
+    float* at = o + r * padded + v * W;
+    store(at, fma(load(at), set1(alpha[r]), x));
+    return x;
+  });
 }
 
 using Scores = void (*)(const float*, int64_t, const float*, int64_t, float*);
@@ -182,6 +189,7 @@ void rows(const AttentionRows& a) {
     const int n = static_cast<int>(a.rows - at < kBlock ? a.rows - at : kBlock);
     const float* q = a.q + at * a.padded;
     const int* first = a.first ? a.first + at : nullptr;
+    if (at == 0) prefetch_values<typename M::T>(a, 0, kTile / 2);
     in_blocks(n, [&](int r, int count) {
       for (int v = 0; v < vectors; v += kVectors) {
         const int width = vectors - v < kVectors ? vectors - v : kVectors;
@@ -192,6 +200,7 @@ void rows(const AttentionRows& a) {
     for (int r = 0; r < n; r += W)
       softmax(s + r * kTile, n - r < W ? n - r : W, a, first ? first + r : nullptr, a.m + at + r,
               a.l + at + r, alpha + r);
+    if (at == 0) prefetch_values<typename M::T>(a, kTile / 2, kTile);
     // Rows whose windows begin at one token go together: a value no row of a block sees is not
     // read.
     for (int r = 0; r < n;) {

@@ -18,6 +18,14 @@ inline void prefetch(const void* row, int64_t d) {
   __builtin_prefetch(static_cast<const T*>(row) + d, 0, 2);
 }
 
+// The values of tokens [from, to) of the next tile.
+template <class T>
+inline void prefetch_values(const AttentionRows& a, int from, int to) {
+  constexpr int64_t line = 64 / sizeof(T);
+  for (int t = from; t < to; ++t)
+    for (int64_t d = 0; d < a.dim; d += line) prefetch<T>(a.next->v[t], d);
+}
+
 // Transposes W vectors of W.
 #if defined(__AVX512F__)
 inline void transpose(vf* x) {
@@ -91,53 +99,55 @@ inline vf tanh(vf x) {
   return select(set1(0.f) > x, negate(t), t);
 }
 
-// Scores to weights for at most W rows: s becomes exp(s - m), m and l move on, alpha is what the
-// sums so far are to be multiplied with. Maxima and sums of the rows are taken lane by lane after a
-// transpose.
+// Scores to weights for at most W rows: s becomes 2^(s * log2(e) - m), m and l move on, alpha is
+// what the sums so far are to be multiplied with.
 void softmax(float* s, int rows, const AttentionRows& a, const int* first, float* m, float* l,
              float* alpha) {
-  vf high[W], sum[W];
-  uint64_t seen[W];
+  const bool plain = a.softcap <= 0.f && a.scale > 0.f;
+  const vf factor = set1(plain ? a.scale * kLog2e : kLog2e);
   const uint64_t until = ~uint64_t{0} >> (kTile - a.end);
-  for (int r = 0; r < W; ++r) {
-    high[r] = set1(-kInf);
-    sum[r] = zero();
-    if (r >= rows) continue;
+  float of_row[W] = {};
+  for (int r = 0; r < rows; ++r) {
+    float* row = s + r * kTile;
+    if (!plain)
+      for (int v = 0; v < kTileVectors; ++v) {
+        vf x = load(row + v * W) * set1(a.scale);
+        if (a.softcap > 0.f) x = set1(a.softcap) * tanh(x / set1(a.softcap));
+        store(row + v * W, x);
+      }
     const int from = first ? first[r] : a.begin;
-    seen[r] = from < a.end ? until & ~uint64_t{0} << from : 0;
+    const uint64_t seen = from < a.end ? until & ~uint64_t{0} << from : 0;
+    vf high = set1(-kInf);
     for (int v = 0; v < kTileVectors; ++v) {
-      float* at = s + r * kTile + v * W;
-      vf x = load(at) * set1(a.scale);
-      if (a.softcap > 0.f) x = set1(a.softcap) * tanh({x.v / set1(a.softcap).v});
-      if (~seen[r])
-        x = select(from_bits(static_cast<unsigned>(seen[r] >> (v * W)) & ((1u << W) - 1)), x,
-                   set1(-kInf));
-      store(at, x);
-      high[r] = max(high[r], x);
+      vf x = load(row + v * W);
+      if (~seen) {
+        const unsigned lanes = static_cast<unsigned>(seen >> (v * W)) & ((1u << W) - 1);
+        x = select(from_bits(lanes), x, set1(-kInf));
+        store(row + v * W, x);
+      }
+      high = max(high, x);
     }
+    of_row[r] = hmax(high);
   }
-  transpose(high);
-  vf tile_max = high[0];
-  for (int i = 1; i < W; ++i) tile_max = max(tile_max, high[i]);
-  const vf old = load(m), now = max(old, tile_max);
+  const vf old = load(m), now = max(old, load(of_row) * factor);
   // Nothing seen yet has the maximum -inf, which must not be subtracted from itself.
-  const vf safe = select(now > set1(-kInf), now, zero());
-  const vf ratio = exp(old - safe);
-  float base[W];
-  store(base, safe);
-  for (int r = 0; r < rows; ++r)
+  const vf base = select(now > set1(-kInf), now, zero());
+  const vf ratio = exp2(old - base);
+  store(m, now);
+  store(alpha, ratio);
+  store(of_row, base);
+  for (int r = 0; r < rows; ++r) {
+    const vf b = set1(of_row[r]);
+    vf sum = zero();
     for (int v = 0; v < kTileVectors; ++v) {
       float* at = s + r * kTile + v * W;
-      const vf p = exp(load(at) - set1(base[r]));
+      const vf p = exp2(load(at) * factor - b);
       store(at, p);
-      sum[r] = sum[r] + p;
+      sum = sum + p;
     }
-  transpose(sum);
-  vf total = sum[0];
-  for (int i = 1; i < W; ++i) total = total + sum[i];
-  store(m, now);
-  store(l, fma(load(l), ratio, total));
-  store(alpha, ratio);
+    of_row[r] = hsum(sum);
+  }
+  store(l, fma(load(l), ratio, load(of_row)));
 }
 
 template <class T>
