@@ -49,9 +49,9 @@ extern "C" void attend(const pyttc::bf16* q, const pyttc::bf16* k, const pyttc::
     }
     if (at.begin >= at.end) continue;
     const TileRows next;
-    attention_amx.pack(at, next, dim, padded, kt, vp);
-    attention_amx.rows({rows, dim, padded, query, kt, vp, m, l, o, at.begin, at.end,
-                        low ? first : nullptr, scale, 0.f, &next});
+    attention_amx.pack(at, next, rows, dim, padded, kt, vp);
+    attention_amx.rows({rows, dim, padded, query, kt, vp, &at, &next, m, l, o, at.begin, at.end,
+                        low ? first : nullptr, scale, 0.f});
   }
   for (int r = 0; r < rows; ++r) {
     const float one = 1, *from = o + r * padded;

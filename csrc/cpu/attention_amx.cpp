@@ -10,8 +10,8 @@
 namespace pyttc {
 namespace {
 
-void pack(const TileRows& tile, const TileRows& next, int64_t dim, int64_t padded, void* k_packed,
-          void* v_packed) {
+void pack(const TileRows& tile, const TileRows& next, int64_t, int64_t dim, int64_t padded,
+          void* k_packed, void* v_packed) {
   pack_keys(tile, next, dim, static_cast<float*>(k_packed));
   for (int t = tile.begin / kPair * kPair; t < tile.end || t % kPair; t += 2)
     for (int64_t d = 0; d < dim; d += kPair) {

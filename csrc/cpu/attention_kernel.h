@@ -1,9 +1,9 @@
 // Bound by the multiply-adds where many rows share a tile, by memory where few do. A tile's keys
 // are turned once so that lanes are tokens (K^T [dim][kTile]) and its values widened once so that
-// lanes are dims (V [kTile][padded]); then both products are the same register block of kRows rows
-// by kVectors vectors, in which every element is one chain of multiply-adds in order, whatever rows
-// stand beside it. Rows go through a tile kBlock at a time so that scores stay in the first-level
-// cache.
+// lanes are dims (V [kTile][padded]), for few rows each time they are read; then both products are
+// the same register block of kRows rows by kVectors vectors, in which every element is one chain of
+// multiply-adds in order, whatever rows stand beside it. Rows go through a tile kBlock at a time so
+// that scores stay in the first-level cache.
 #pragma once
 #include "attention_softmax.h"
 #if defined(__AVX512BF16__)
@@ -53,6 +53,9 @@ void pack_keys(const TileRows& tile, const TileRows& next, int64_t dim, float* k
   }
 }
 
+// Whether so few rows read values that these are not packed.
+inline bool in_place(int64_t rows, int64_t dim) { return rows <= 2 * kRows && dim % W == 0; }
+
 // V [kTile][padded]
 template <class T>
 void pack_values(const TileRows& tile, int64_t dim, int64_t padded, float* vp) {
@@ -73,10 +76,10 @@ struct Elements {
   static int64_t steps(int64_t dim) { return dim; }
   static vf multiply_add(vf q, vf k, vf sum) { return fma(q, k, sum); }
   static constexpr auto query = pyttc::query<T>;
-  static void pack(const TileRows& tile, const TileRows& next, int64_t dim, int64_t padded,
-                   void* k_packed, void* v_packed) {
+  static void pack(const TileRows& tile, const TileRows& next, int64_t rows, int64_t dim,
+                   int64_t padded, void* k_packed, void* v_packed) {
     pack_keys<T>(tile, next, dim, static_cast<float*>(k_packed));
-    pack_values<T>(tile, dim, padded, static_cast<float*>(v_packed));
+    if (!in_place(rows, dim)) pack_values<T>(tile, dim, padded, static_cast<float*>(v_packed));
   }
 };
 
@@ -90,22 +93,39 @@ struct Pairs {
     return {_mm512_dpbf16_ps(sum.v, (__m512bh)q.v, (__m512bh)k.v)};
   }
   static constexpr auto query = query_pairs;
-  static void pack(const TileRows& tile, const TileRows& next, int64_t dim, int64_t padded,
-                   void* k_packed, void* v_packed) {
+  static void pack(const TileRows& tile, const TileRows& next, int64_t rows, int64_t dim,
+                   int64_t padded, void* k_packed, void* v_packed) {
     pack_keys(tile, next, dim, static_cast<float*>(k_packed));
-    pack_values<bf16>(tile, dim, padded, static_cast<float*>(v_packed));
+    if (!in_place(rows, dim)) pack_values<bf16>(tile, dim, padded, static_cast<float*>(v_packed));
   }
 };
 #endif
 
-// acc[r][v] += a[r][k] * b[k][v] for k in [k0, k1), in order. Loops over acc are unrolled by name:
+// The right operands of the two products: element k of vector v.
+struct PackedRows {
+  const float* at;
+  int64_t stride;
+  PackedRows from(int64_t d) const { return {at + d, stride}; }
+  vf operator()(int64_t k, int v) const { return load(at + k * stride + v * W); }
+};
+
+template <class T>
+struct ValuesInPlace {
+  const void* const* rows;
+  int64_t d;
+  ValuesInPlace from(int64_t d) const { return {rows, d}; }
+  vf operator()(int64_t k, int v) const {
+    return set1(kSmall) * load(static_cast<const T*>(rows[k]) + d + v * W);
+  }
+};
+
+// acc[r][v] += a[r][k] * b(k, v) for k in [k0, k1), in order. Loops over acc are unrolled by name:
 // left to the compiler it would live in memory.
-template <class M, int R, int V>
-inline void multiply(const float* a, int64_t lda, const float* b, int64_t ldb, int64_t k0,
-                     int64_t k1, vf (&acc)[R][V]) {
+template <class M, int R, int V, class B>
+inline void multiply(const float* a, int64_t lda, B b, int64_t k0, int64_t k1, vf (&acc)[R][V]) {
   for (int64_t k = k0; k < k1; ++k) {
     vf x[V];
-    for (int v = 0; v < V; ++v) x[v] = load(b + k * ldb + v * W);
+    for (int v = 0; v < V; ++v) x[v] = b(k, v);
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
       const vf y = set1(a[r * lda + k]);
@@ -130,7 +150,7 @@ void scores(const float* q, int64_t padded, const float* kt, int64_t dim, float*
   for (int64_t d = 0; d < steps; d += kRun) {
     vf acc[R][V];
     each(acc, [](int, int, vf) { return zero(); });
-    multiply<M>(q, padded, kt, kTile, d, d + kRun < steps ? d + kRun : steps, acc);
+    multiply<M>(q, padded, PackedRows{kt, kTile}, d, d + kRun < steps ? d + kRun : steps, acc);
     each(acc, [&](int r, int v, vf x) {
       float* at = s + r * kTile + v * W;
       store(at, d == 0 ? x : load(at) + x);
@@ -139,12 +159,11 @@ void scores(const float* q, int64_t padded, const float* kt, int64_t dim, float*
   }
 }
 
-template <class M, int R, int V>
-void values(const float* p, const float* vp, int64_t padded, int begin, int end, const float* alpha,
-            float* o) {
+template <class B, int R, int V>
+void values(const float* p, B b, int begin, int end, const float* alpha, float* o, int64_t padded) {
   vf acc[R][V];
   each(acc, [](int, int, vf) { return zero(); });
-  multiply<M>(p, kTile, vp, padded, begin, end, acc);
+  multiply<Elements<float> >(p, kTile, b, begin, end, acc);
   each(acc, [&](int r, int v, vf x) {
     float* at = o + r * padded + v * W;
     store(at, fma(load(at), set1(alpha[r]), x));
@@ -153,7 +172,8 @@ void values(const float* p, const float* vp, int64_t padded, int begin, int end,
 }
 
 using Scores = void (*)(const float*, int64_t, const float*, int64_t, float*);
-using Values = void (*)(const float*, const float*, int64_t, int, int, const float*, float*);
+template <class B>
+using Values = void (*)(const float*, B, int, int, const float*, float*, int64_t);
 
 #define PYTTC_ROWS(f, M, v) {f<M, 1, v>, f<M, 2, v>, f<M, 3, v>, f<M, 4, v>, f<M, 5, v>, f<M, 6, v>}
 #if defined(__AVX512F__)
@@ -164,7 +184,8 @@ using Values = void (*)(const float*, const float*, int64_t, int, int, const flo
 #endif
 template <class M>
 constexpr Scores kScores[kVectors][kRows] = PYTTC_BLOCKS(scores, M);
-constexpr Values kValues[kVectors][kRows] = PYTTC_BLOCKS(values, Elements<float>);
+template <class B>
+constexpr Values<B> kValues[kVectors][kRows] = PYTTC_BLOCKS(values, B);
 #undef PYTTC_BLOCKS
 #undef PYTTC_ROWS
 
@@ -179,11 +200,35 @@ inline void in_blocks(int n, F f) {
   }
 }
 
+// o = alpha * o + weights times values, for n rows from `at` on. Rows whose windows begin at one
+// token go together: a value no row of a block sees is not read.
+template <class B>
+void weighted(const AttentionRows& a, const float* p, int64_t at, int n, const float* alpha, B b) {
+  const int* first = a.first ? a.first + at : nullptr;
+  for (int r = 0; r < n;) {
+    int next = n, from = a.begin;
+    if (first) {
+      from = first[r];
+      for (next = r + 1; next < n && first[next] == from;) ++next;
+    }
+    if (from < a.end)
+      in_blocks(next - r, [&](int i, int count) {
+        for (int64_t d = 0; d < a.dim; d += kVectors * W) {
+          const int64_t left = (a.dim - d + W - 1) / W;
+          kValues<B>[(left < kVectors ? left : kVectors) - 1][count - 1](
+              p + (r + i)* kTile, b.from(d), from, a.end, alpha + r + i,
+              a.o + (at + r + i)* a.padded + d, a.padded);
+        }
+      });
+    r = next;
+  }
+}
+
 template <class M>
 void rows(const AttentionRows& a) {
   alignas(64) float s[kBlock * kTile];
   float alpha[kBlock + W];
-  const float *kt = static_cast<const float*>(a.k), *vp = static_cast<const float*>(a.v);
+  const float* kt = static_cast<const float*>(a.k);
   const int vectors = (a.end + W - 1) / W;
   for (int64_t at = 0; at < a.rows; at += kBlock) {
     const int n = static_cast<int>(a.rows - at < kBlock ? a.rows - at : kBlock);
@@ -201,25 +246,10 @@ void rows(const AttentionRows& a) {
       softmax(s + r * kTile, n - r < W ? n - r : W, a, first ? first + r : nullptr, a.m + at + r,
               a.l + at + r, alpha + r);
     if (at == 0) prefetch_values<typename M::T>(a, kTile / 2, kTile);
-    // Rows whose windows begin at one token go together: a value no row of a block sees is not
-    // read.
-    for (int r = 0; r < n;) {
-      int next = n, from = a.begin;
-      if (first) {
-        from = first[r];
-        for (next = r + 1; next < n && first[next] == from;) ++next;
-      }
-      if (from < a.end)
-        in_blocks(next - r, [&](int i, int count) {
-          for (int64_t d = 0; d < a.dim; d += kVectors * W) {
-            const int64_t left = (a.dim - d + W - 1) / W;
-            kValues[(left < kVectors ? left : kVectors) - 1][count - 1](
-                s + (r + i) * kTile, vp + d, a.padded, from, a.end, alpha + r + i,
-                a.o + (at + r + i) * a.padded + d);
-          }
-        });
-      r = next;
-    }
+    if (in_place(a.rows, a.dim))
+      weighted(a, s, at, n, alpha, ValuesInPlace<typename M::T>{a.tile->v, 0});
+    else
+      weighted(a, s, at, n, alpha, PackedRows{static_cast<const float*>(a.v), a.padded});
   }
 }
 

@@ -15,25 +15,25 @@ struct TileRows {
 
 // What a kernel does with one tile of one KV head, all query rows below it.
 struct AttentionRows {
-  int64_t rows, dim, padded;  // padded: floats from a row of q or o to the next, a multiple of 16
-  const float* q;             // [rows, padded]
-  const void *k, *v;          // as `pack` left them
+  int64_t rows, dim, padded;    // padded: floats from a row of q or o to the next, a multiple of 16
+  const float* q;               // [rows, padded]
+  const void *k, *v;            // as `pack` left them
+  const TileRows *tile, *next;  // where they came from, and the tile after, to be prefetched
   // Running maximum (of score * log2(e)), sum, weighted values; m and l with room for 16 more.
   float *m, *l, *o;
   int begin, end;    // the tokens of the tile that exist
   const int* first;  // per row, the first token inside its window; null: begin for all
   float scale, softcap;
-  const TileRows* next;  // the tile after, to be prefetched
 };
 
 struct AttentionKernels {
   // One query row as float32, padded with zeros.
   void (*query)(const void* q, int64_t dim, float* row);
-  // A tile's tokens from their rows, for `rows`. The keys of the tile after are prefetched
-  // meanwhile, its values by `rows`: they are too short, and too far from one another, for the
-  // processor to foresee them, and all at once would fill its queues.
-  void (*pack)(const TileRows& tile, const TileRows& next, int64_t dim, int64_t padded,
-               void* k_packed, void* v_packed);
+  // A tile's tokens from their rows, for `rows` of so many. The keys of the tile after are
+  // prefetched meanwhile, its values by `rows`: they are too short, and too far from one another,
+  // for the processor to foresee them, and all at once would fill its queues.
+  void (*pack)(const TileRows& tile, const TileRows& next, int64_t rows, int64_t dim,
+               int64_t padded, void* k_packed, void* v_packed);
   void (*rows)(const AttentionRows& a);
   // out = sum over chunks of weight[i] * o[i], divided by `sum`.
   void (*finish)(const float* const* o, const float* weight, int64_t chunks, float sum, int64_t dim,
