@@ -224,14 +224,18 @@ class Run {
   }
 
   // The rows of an item's tile that some path of it sees.
-  TileRows locate(const Item& item, int64_t tile) const {
+  void locate(const Item& item, int64_t tile, TileRows& rows) const {
     const int64_t origin = tile * kTile;
-    TileRows rows;
+    rows.begin = 0;
     rows.end = static_cast<int>(std::min<int64_t>(kTile, item.token_end - origin));
     if (call_.window != INT64_MAX) {
       rows.begin = rows.end;
       for (int64_t path = item.path; path < item.path_end; ++path)
         rows.begin = std::min(rows.begin, inside(path, tile));
+    }
+    for (const void** to : {rows.k, rows.v}) {
+      std::fill(to, to + rows.begin, nullptr);
+      std::fill(to + rows.end, to + kTile, nullptr);
     }
     int64_t node = item.node, end = origin + rows.end;
     const int64_t begin = origin + rows.begin;
@@ -251,15 +255,16 @@ class Run {
           stop = std::min(end, start + (i / layout.page_size + 1) * layout.page_size);
           i %= layout.page_size;
         }
-        for (; position < stop; ++position, ++i) {
-          rows.k[position - origin] = k_row + i * layout.k_token;
-          rows.v[position - origin] = v_row + i * layout.v_token;
+        k_row += i * layout.k_token;
+        v_row += i * layout.v_token;
+        for (; position < stop; ++position, k_row += layout.k_token, v_row += layout.v_token) {
+          rows.k[position - origin] = k_row;
+          rows.v[position - origin] = v_row;
         }
       }
       end = std::min(end, from);
       node = at.parent;
     }
-    return rows;
   }
 
   // Of a tile the first token inside the window of a path.
@@ -302,21 +307,24 @@ class Run {
     }
     if (!paths) return;
 
-    TileRows rows = locate(item, item.tile);
+    TileRows tiles[2], *rows = tiles, *next = tiles + 1;
+    locate(item, item.tile, *rows);
     for (int64_t tile = item.tile; tile < item.tile_end; ++tile) {
-      const bool last = tile + 1 == item.tile_end;
-      const TileRows next = !last   ? locate(item, tile + 1)
-                            : after ? locate(*after, after->tile)
-                                    : TileRows();
-      if (rows.begin < rows.end) {
+      if (tile + 1 < item.tile_end)
+        locate(item, tile + 1, *next);
+      else if (after)
+        locate(*after, after->tile, *next);
+      else
+        *next = TileRows();
+      if (rows->begin < rows->end) {
         for (int64_t i = 0; i < paths && call_.window != INT64_MAX; ++i)
           std::fill_n(first + i * group_, group_, inside(path_of[i], tile));
-        kernels_.pack(rows, next, paths * group_, call_.dim, padded_, k_packed, v_packed);
-        kernels_.rows({paths * group_, call_.dim, padded_, q, k_packed, v_packed, &rows, &next, m,
-                       l, o, rows.begin, rows.end, call_.window == INT64_MAX ? nullptr : first,
+        kernels_.pack(*rows, *next, paths * group_, call_.dim, padded_, k_packed, v_packed);
+        kernels_.rows({paths * group_, call_.dim, padded_, q, k_packed, v_packed, rows, next, m, l,
+                       o, rows->begin, rows->end, call_.window == INT64_MAX ? nullptr : first,
                        call_.scale, call_.softcap});
       }
-      rows = next;
+      std::swap(rows, next);
     }
 
     for (int64_t i = 0; i < paths; ++i) {
