@@ -84,9 +84,10 @@ PassSeconds llama_pass(const std::vector<LlamaLayer>& layers, const Tensor& last
   for (const Tensor* pages : {&k_pages, &v_pages})
     require(fits(*pages, x.dtype(), {depth, kAny, kAny, kAny, kAny}));
   const int64_t rows = x.size(0), hidden = x.size(1), d = cos.size(1), kv_heads = k_pages.size(3);
-  const auto& [_n, first_qkv, _h, first_out, first_gate_up, _d, _s, _w] = layers[0];
-  const int64_t heads = first_qkv.first.size(0) / d - 2 * kv_heads;
-  const int64_t inner = first_gate_up.first.size(0) / 2;
+  // All layers are as wide as the first.
+  const LinearLayer &wide_qkv = std::get<1>(layers[0]), &wide_gate_up = std::get<4>(layers[0]);
+  const int64_t heads = wide_qkv.first.size(0) / d - 2 * kv_heads;
+  const int64_t inner = wide_gate_up.first.size(0) / 2;
   require(heads >= 1);
 
   const Buffer normed(x, rows, hidden), added(x, rows, hidden), attended(x, rows, heads * d);
