@@ -103,7 +103,8 @@ inline vf tanh(vf x) {
 // what the sums so far are to be multiplied with.
 void softmax(float* s, int rows, const AttentionRows& a, const int* first, float* m, float* l,
              float* alpha) {
-  const bool plain = a.softcap <= 0.f && a.scale > 0.f;
+  // Whether scores keep their order and the scale's precision when all is done in one factor.
+  const bool plain = a.softcap <= 0.f && a.scale > 0x1p-100f && a.scale < 0x1p100f;
   const vf factor = set1(plain ? a.scale * kLog2e : kLog2e);
   const uint64_t until = ~uint64_t{0} >> (kTile - a.end);
   float of_row[W] = {};
