@@ -56,6 +56,19 @@ def test_every_dim_and_group(dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+def test_every_number_of_rows(dtype):
+    """Kernels take few rows and many by different ways, which must not show in the bits."""
+    gen = torch.Generator().manual_seed(0)
+    k, v = (torch.randn(100, 1, 32, generator=gen).to(dtype) for _ in range(2))
+    q = torch.randn(64, 1, 32, generator=gen).to(dtype)
+    forest = Forest([-1], [k], [v], [0] * 64, q)
+    compare(forest)
+    for rows in range(1, 64):
+        part = forest.pick(list(range(rows)))
+        assert same(part.run(), tuple(t[:rows] for t in forest.run()))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("factor", [1e-3, 1.0, 30.0, 1e3])
 def test_error_is_at_most_twice_that_of_torch(dtype, factor):
     """Root mean square over many rows, from tiny scores to scores where one token takes all."""
