@@ -436,7 +436,7 @@ def same(a, b):
 
 
 @axis
-@given(VOCABULARIES, st.integers(1, 6), st.integers(0, 999))
+@given(VOCABULARIES, st.integers(1, 6), st.integers(0, 99_999))
 def test_bits_do_not_depend_on_the_batch(v, rows, seed):
     logits, kwargs = case(rows, v, seed)
     together = pyttc.sample(logits, **kwargs)
@@ -446,7 +446,7 @@ def test_bits_do_not_depend_on_the_batch(v, rows, seed):
 
 
 @axis
-@given(VOCABULARIES, st.integers(2, 6), st.integers(0, 999))
+@given(VOCABULARIES, st.integers(2, 6), st.integers(0, 99_999))
 def test_bits_do_not_depend_on_the_order_of_rows(v, rows, seed):
     logits, kwargs = case(rows, v, seed)
     order = torch.randperm(rows, generator=torch.Generator().manual_seed(seed))
@@ -455,7 +455,7 @@ def test_bits_do_not_depend_on_the_order_of_rows(v, rows, seed):
 
 
 @axis
-@given(VOCABULARIES, st.integers(0, 999))
+@given(VOCABULARIES, st.integers(0, 99_999))
 def test_bits_do_not_depend_on_the_neighbours(v, seed):
     logits, kwargs = case(3, v, seed)
     alone = [t[1] for t in pyttc.sample(logits, **kwargs)]
@@ -465,7 +465,7 @@ def test_bits_do_not_depend_on_the_neighbours(v, seed):
 
 
 @axis
-@given(VOCABULARIES, st.integers(1, 3), st.integers(1, 9), st.integers(0, 999))
+@given(VOCABULARIES, st.integers(1, 3), st.integers(1, 9), st.integers(0, 99_999))
 def test_bits_do_not_depend_on_strides(v, rows, gap, seed):
     logits, kwargs = case(rows, v, seed)
     buffer = torch.full((rows, v + gap), torch.nan, dtype=logits.dtype)
@@ -480,7 +480,7 @@ def test_bits_do_not_depend_on_strides(v, rows, gap, seed):
 
 
 @axis
-@given(VOCABULARIES, st.integers(1, 3), st.integers(2, 5), st.integers(0, 999))
+@given(VOCABULARIES, st.integers(1, 3), st.integers(2, 5), st.integers(0, 99_999))
 def test_bits_do_not_depend_on_threads(v, rows, threads, seed):
     logits, kwargs = case(rows, v * 3 if v > 9000 else v, seed)
     before = torch.get_num_threads()
@@ -494,7 +494,7 @@ def test_bits_do_not_depend_on_threads(v, rows, threads, seed):
 
 
 @axis
-@given(VOCABULARIES, st.integers(2, 40), st.integers(0, 999))
+@given(VOCABULARIES, st.integers(2, 40), st.integers(0, 99_999))
 def test_draws_from_one_row_are_those_from_its_copies(v, n, seed):
     logits, kwargs = case(1, v, seed)
     own = {"path_ids": torch.arange(n), "positions": torch.arange(n) * 7}
@@ -507,7 +507,7 @@ def test_draws_from_one_row_are_those_from_its_copies(v, n, seed):
 
 
 @axis
-@given(VOCABULARIES, st.integers(0, 999))
+@given(VOCABULARIES, st.integers(0, 99_999))
 def test_numbers_and_tensors_say_the_same(v, seed):
     logits, kwargs = case(4, v, seed)
     names = ("seed", "temperature", "top_k", "top_p", "min_p")

@@ -192,7 +192,7 @@ axis = settings(max_examples=EXAMPLES, derandomize=True)
 
 
 @axis
-@given(columns_and_k(), st.integers(1, 6), st.integers(0, 999))
+@given(columns_and_k(), st.integers(1, 6), st.integers(0, 99_999))
 def test_bits_do_not_depend_on_the_batch(shape, rows, seed):
     v, k = shape
     logits = draw_logits(rows, v, seed)
@@ -202,7 +202,7 @@ def test_bits_do_not_depend_on_the_batch(shape, rows, seed):
 
 
 @axis
-@given(columns_and_k(), st.integers(2, 6), st.integers(0, 999))
+@given(columns_and_k(), st.integers(2, 6), st.integers(0, 99_999))
 def test_bits_do_not_depend_on_the_order_of_rows(shape, rows, seed):
     v, k = shape
     logits = draw_logits(rows, v, seed)
@@ -212,7 +212,7 @@ def test_bits_do_not_depend_on_the_order_of_rows(shape, rows, seed):
 
 
 @axis
-@given(columns_and_k(), st.integers(0, 999))
+@given(columns_and_k(), st.integers(0, 99_999))
 def test_bits_do_not_depend_on_the_neighbours(shape, seed):
     v, k = shape
     logits = draw_logits(3, v, seed)
@@ -223,7 +223,7 @@ def test_bits_do_not_depend_on_the_neighbours(shape, seed):
 
 
 @axis
-@given(columns_and_k(), st.integers(1, 3), st.integers(1, 9), st.integers(0, 999))
+@given(columns_and_k(), st.integers(1, 3), st.integers(1, 9), st.integers(0, 99_999))
 def test_bits_do_not_depend_on_strides(shape, rows, gap, seed):
     v, k = shape
     logits = draw_logits(rows, v, seed)
@@ -237,7 +237,7 @@ def test_bits_do_not_depend_on_strides(shape, rows, gap, seed):
 
 
 @axis
-@given(columns_and_k(), st.integers(1, 3), st.integers(2, 5), st.integers(0, 999))
+@given(columns_and_k(), st.integers(1, 3), st.integers(2, 5), st.integers(0, 99_999))
 def test_bits_do_not_depend_on_threads(shape, rows, threads, seed):
     v, k = shape
     logits = draw_logits(rows, v * 3 if v > 9000 else v, seed)
