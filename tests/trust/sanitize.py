@@ -60,6 +60,7 @@ LEFT_OUT = {
     "test_package": "builds the package, and measures what its import costs",
     "test_map": "reads source",
     "test_examples": "runs commands in processes of their own",
+    "test_bench_peers": "calls no native code, and kills processes of its own",
 }
 # Tests by name: their time or memory is what they assert.
 LEFT_OUT_TESTS = {
