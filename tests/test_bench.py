@@ -94,3 +94,16 @@ def test_plots_are_drawn_from_committed_rows(tmp_path: Any) -> None:
     drawn = plots.draw(tmp_path)
     assert {path.name for path in drawn} == {path.name for path in plots.PLOTS}
     assert all(path.stat().st_size > 5000 and path.exists() for path in drawn)
+
+
+@pytest.mark.parametrize("found, percent_is_possible", [([1, 1, 1e9], True), ([1] * 5, False)])
+def test_a_row_above_the_roof_has_it_measured_again(
+    found: list[float], percent_is_possible: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = list(found)
+    monkeypatch.setattr(common, "_highest", {})
+    monkeypatch.setattr(common, "measure_roof", lambda _: common.Roof(*[left.pop(0)] * 4))
+    case: dict[str, Any] = {"op": "none", "shape": {}, "dtype": "float32", "bytes": 10**9}
+    calls = {"run": lambda: None, "check": lambda: True}
+    (row,) = common.rows(iter([{**case, **calls, "flops": 0}]), 1, 0)
+    assert not left and (row["roof_percent"] <= 100) == percent_is_possible

@@ -17,7 +17,7 @@ struct TileRows {
 struct AttentionRows {
   int64_t rows, dim, padded;    // padded: floats from a row of q or o to the next, a multiple of 16
   const float* q;               // [rows, padded]
-  const void *k, *v;            // as `pack` left them
+  const void *k, *v;            // as `pack` left them; it may leave the values of few rows alone
   const TileRows *tile, *next;  // where they came from, and the tile after, to be prefetched
   // Running maximum (of score * log2(e)), sum, weighted values; m and l with room for 16 more.
   float *m, *l, *o;
