@@ -3,12 +3,15 @@ another have a fixture of that name themselves. And how all property tests run."
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import HealthCheck, settings
 
 import pyttc
+from pyttc.search import budget
 from pyttc.tasks.countdown_search import reward_head
 
 from .countdown_models import teach
@@ -31,3 +34,11 @@ def engine(folder: Path) -> pyttc.Engine:
 @pytest.fixture(scope="module")
 def head(folder: Path) -> pyttc.LinearHead | None:
     return reward_head(folder)
+
+
+@pytest.fixture
+def ticking(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Budgets' clock is 10 milliseconds later at each look, whatever the machine."""
+    looks = itertools.count()
+    clock = SimpleNamespace(perf_counter=lambda: next(looks) / 100)
+    monkeypatch.setattr(budget, "time", clock)

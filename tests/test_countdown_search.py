@@ -114,6 +114,7 @@ def test_flops_are_obeyed(engine, means, name):
         assert ends & {"flops", "room"}
 
 
+@pytest.mark.usefixtures("ticking")
 @pytest.mark.parametrize("limit", ["seconds", "dollars"])
 def test_time_is_obeyed_within_a_token(engine, limit):
     seconds, longest, last = 0.05, 0.0, None

@@ -87,6 +87,7 @@ def test_a_budget_is_kept_across_runs(engine, head, path, limit):
             assert solve(engine, PROMPTS, name, head, **options) == expected
 
 
+@pytest.mark.usefixtures("ticking")
 def test_seconds_are_the_sum(engine, head, path):
     """The clock goes on where the journal ends; a run that time ended is told as it was."""
     options = {"stop_when_verified": False, "budget": pyttc.Budget(seconds=0.05), "journal": path}

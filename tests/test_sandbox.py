@@ -45,7 +45,7 @@ HOSTILE = {
 
 @pytest.fixture(scope="module")
 def sandbox():
-    sandbox = Sandbox("tests.sandboxed:run", seconds=0.5, memory=1 << 27)
+    sandbox = Sandbox("tests.sandboxed:run", seconds=2, memory=1 << 27)
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         assert sandbox("", FINE) == 1
@@ -85,7 +85,7 @@ def test_texts_do_not_meet(sandbox):
 
 
 def test_texts_that_share_a_fork_survive_the_one_that_ends_it():
-    sandbox = Sandbox("tests.sandboxed:run", seconds=0.5, memory=1 << 27, texts=8)
+    sandbox = Sandbox("tests.sandboxed:run", seconds=2, memory=1 << 27, texts=8)
     texts = [FINE, "os._exit(0)", FINE, "while True: pass", FINE, "1 / 0", FINE, FINE, FINE]
     found = sandbox.many([("", text) for text in texts])
     assert found == [1, None, 1, None, 1, None, 1, 1, 1]

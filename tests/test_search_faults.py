@@ -102,7 +102,7 @@ def test_a_callable_that_raises_ends_the_search_alone(engine, head, fault):
 
 def test_what_hangs_is_stopped_by_its_timeout(engine):
     """A verifier and a scorer of texts that do not come back for one prompt of two."""
-    sandbox = search.Sandbox("tests.sandboxed:hangs_for_eight", seconds=0.3)
+    sandbox = search.Sandbox("tests.sandboxed:hangs_for_eight", seconds=2)
     options = {**countdown.options(), "verify": sandbox, "stop_when_verified": False}
     begun = time.monotonic()
     found = search.solve(engine, PROMPTS, search.BestOfN(2, sandbox.score), **options)
