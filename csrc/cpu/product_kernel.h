@@ -1,8 +1,9 @@
 // Few rows: bound by reading the weights. They are prefetched one group of weight rows ahead, into
-// the second level: rows are too short for the processor to foresee them. Many rows: bound by the
-// multiply-adds. A register block is 4 weight rows times as many rows as there are registers to add
-// up in; its weight rows stay in the first level while all the rows pass by. An element is W
-// partial sums over h (lane i takes every W-th from i on), added as the tree of hsum.
+// the second level, in the order in which they lie: the processor's own prefetcher, for which the
+// rows are too short, then follows. Many rows: bound by the multiply-adds. A register block is 4
+// weight rows times as many rows as there are registers to add up in; its weight rows stay in the
+// first level while all the rows pass by. An element is W partial sums over h (lane i takes every
+// W-th from i on), added as the tree of hsum.
 #pragma once
 #include "product.h"
 #include "product_finish.h"
@@ -11,19 +12,20 @@
 namespace pyttc {
 namespace {
 
-// foldN(a, b): the lanes of a, N apart, added in pairs, then those of b.
+// foldN(a, b): the lanes of a, N apart, added in pairs, then those of b. Shuffles share a port with
+// the multiply-adds; a blend does not.
 #if defined(__AVX512F__)
 constexpr int kRows = 4;
 inline vf fold8(vf a, vf b) {
   return {
-      _mm512_add_ps(_mm512_shuffle_f32x4(a.v, b.v, 0x44), _mm512_shuffle_f32x4(a.v, b.v, 0xee))};
+      _mm512_add_ps(_mm512_mask_blend_ps(0xff00, a.v, b.v), _mm512_shuffle_f32x4(a.v, b.v, 0x4e))};
 }
 inline vf fold4(vf a, vf b) {
   return {
       _mm512_add_ps(_mm512_shuffle_f32x4(a.v, b.v, 0x88), _mm512_shuffle_f32x4(a.v, b.v, 0xdd))};
 }
 inline vf fold2(vf a, vf b) {
-  return {_mm512_add_ps(_mm512_shuffle_ps(a.v, b.v, 0x44), _mm512_shuffle_ps(a.v, b.v, 0xee))};
+  return {_mm512_add_ps(_mm512_mask_blend_ps(0xcccc, a.v, b.v), _mm512_shuffle_ps(a.v, b.v, 0x4e))};
 }
 inline vf fold1(vf a, vf b) {
   return {_mm512_add_ps(_mm512_shuffle_ps(a.v, b.v, 0x88), _mm512_shuffle_ps(a.v, b.v, 0xdd))};
@@ -130,29 +132,30 @@ struct Rows {
   int64_t h;
 };
 
-// Which of the weights `distance` elements on a register block prefetches: the lines of every
-// `turns`-th vector, from `turn` on, so that the blocks which share some weights also share this.
+// The weights that are used next, of which every kAhead steps over h fetch so many lines.
 struct Prefetch {
-  int64_t distance;
-  int turn, turns;
+  const char* next;
+  int lines;
 };
+constexpr int kAhead = 4;
 
 // V weight rows times R rows. Weight rows past `count` are computed as the last one.
 template <class M, int V, int R>
 inline void register_block(const typename M::T* weight, int64_t stride, int count, Rows<M> rows,
-                           float* out, Prefetch prefetch) {
+                           float* out, Prefetch& prefetch) {
   const typename M::T* w[V];
   for (int v = 0; v < V; ++v) w[v] = weight + (v < count ? v : count - 1) * stride;
   vf sum[(V * R + W - 1) / W * W] = {};  // the 4 weight rows of a group and row lie side by side
+  const char* next = prefetch.next;
+  const int lines = prefetch.lines;
   int64_t i = 0;
   const auto step = [&](auto... rest) {
     typename M::Vector x[R];
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) x[r] = M::load(rows.x + r * padded<M>(rows.h) + i);
-    if (prefetch.turn-- == 0) {
-      for (int v = 0; v < V; ++v) __builtin_prefetch(w[v] + prefetch.distance + i, 0, 2);
-      prefetch.turn += prefetch.turns;
-    }
+    if (i % (kAhead * M::kStep) == 0)
+      for (const char* end = next + lines * 64; next != end; next += 64)
+        __builtin_prefetch(next, 0, 2);
 #pragma GCC unroll 8
     for (int v = 0; v < V; ++v) {
       const typename M::Vector a = M::weights(w[v] + i, rest...);
@@ -165,6 +168,7 @@ inline void register_block(const typename M::T* weight, int64_t stride, int coun
   };
   for (; i + M::kStep <= rows.h; i += M::kStep) step();
   if (i < rows.h) step(static_cast<int>(rows.h - i));
+  prefetch.next = next;
 
   constexpr int kQuads = V / 4 * R;
   for (int first_quad = 0; first_quad < kQuads; first_quad += W / 4) {
@@ -180,7 +184,7 @@ inline void register_block(const typename M::T* weight, int64_t stride, int coun
 // A register block of at most R rows.
 template <class M, int R>
 inline void some_rows(const typename M::T* w, int64_t stride, int count, Rows<M> rows, int64_t n,
-                      float* out, Prefetch prefetch) {
+                      float* out, Prefetch& prefetch) {
   if constexpr (R > 1)
     if (n < R) return some_rows<M, R - 1>(w, stride, count, rows, n, out, prefetch);
   register_block<M, 4, R>(w, stride, count, rows, out, prefetch);
@@ -191,24 +195,27 @@ void block(const void* weight, int64_t stride, int count, const void* packed, in
            float* out) {
   const auto* w = static_cast<const typename M::T*>(weight);
   const auto* x = static_cast<const typename M::Packed*>(packed);
+  // Lines of the weights that a register block reads in kAhead steps.
+  const auto lines = [](int v) { return v * kAhead * M::kStep * int{sizeof(typename M::T)} / 64; };
   if (n == 1) {  // twice the weight rows, so that the sums do not wait for each other
+    Prefetch prefetch{reinterpret_cast<const char*>(w + 8 * stride), lines(8)};
     for (int v = 0; v < count; v += 8)
-      register_block<M, 8, 1>(w + v * stride, stride, count - v, {x, h}, out + v,
-                              {8 * stride, 0, 1});
+      register_block<M, 8, 1>(w + v * stride, stride, count - v, {x, h}, out + v, prefetch);
     return;
   }
   // As many weight rows as stay in the first level with a register block's rows.
   const int64_t fit = kNear / (padded<M>(h) * int64_t{sizeof(typename M::Packed)}) - kRows;
   const int group = static_cast<int>(fit < 4 ? 4 : fit / 4 * 4);
-  const int turns = static_cast<int>((n + kRows - 1) / kRows);
+  const int blocks = static_cast<int>((n + kRows - 1) / kRows);  // that use the same weights
+  Prefetch prefetch{reinterpret_cast<const char*>(w + group * stride),
+                    (lines(4) + blocks - 1) / blocks};
   for (int from = 0; from < count; from += group) {
     const int to = from + group < count ? from + group : count;
     for (int64_t r = 0; r < n; r += kRows)
       for (int v = from; v < to; v += 4) {
         const Rows<M> rows{x + r * padded<M>(h), h};
         some_rows<M, kRows>(w + v * stride, stride, count - v, rows, n - r,
-                            out + r * kProductBlock + v,
-                            {group * stride, static_cast<int>(r / kRows), turns});
+                            out + r * kProductBlock + v, prefetch);
       }
   }
 }

@@ -14,14 +14,17 @@ class Room:
     """Memory for so many tensors of so many bytes in all, in large pages where the system has them.
 
     Every step of a few rows reads every weight once. In pages of 4 KiB it waits for the tables that say where
-    they lie almost as for the weights themselves: large ones made such products up to a fifth faster.
+    they lie almost as for the weights themselves: large ones made products of 1 row 1.25 times faster, of 8
+    rows 1.4 times.
     """
 
     def __init__(self, tensors: int, nbytes: int) -> None:
         size = nbytes + tensors * ALIGNED + LARGE
-        memory = mmap.mmap(-1, size)
-        if hasattr(mmap, "MADV_HUGEPAGE"):
+        if hasattr(mmap, "MADV_HUGEPAGE"):  # private: hardly a system gives shared memory any
+            memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
             memory.madvise(mmap.MADV_HUGEPAGE)
+        else:
+            memory = mmap.mmap(-1, size)
         self._bytes = torch.frombuffer(memory, dtype=torch.uint8)  # holds it
         self._at = -self._bytes.data_ptr() % LARGE
 
