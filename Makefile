@@ -76,8 +76,9 @@ bench: $(VENV)/built
 
 # Other engines beside this one, each installed into build/peers (gigabytes; PEERS=openvino,vllm: only these).
 # TORCH chooses what torch they get too.
+BESIDE = pyttc,$(PEERS)
 bench-peers: $(VENV)/built
-	$(MEASURED) benchmarks.bench_peers --torch "$(TORCH)" $(if $(PEERS),--peers "pyttc,$(PEERS)")
+	$(MEASURED) benchmarks.bench_peers --torch "$(TORCH)" $(if $(PEERS),--peers "$(BESIDE)")
 	$(RUN) benchmarks.table
 
 curve: $(VENV)/built

@@ -136,6 +136,18 @@ def test_readme_says_of_trust_what_was_run() -> None:
     assert readme.rewritten(README) == README
 
 
+@pytest.mark.parametrize("given", [[], ["PEERS=openvino"]])
+def test_a_shell_can_read_what_make_runs(given: list[str]) -> None:
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M)
+    assert {"test", "bench-peers"} <= {*targets}
+    for target in targets:
+        make = ["make", "--dry-run", "--old-file=.venv/built", target, *given]
+        said = subprocess.run(make, cwd=ROOT, capture_output=True, text=True, timeout=60)
+        assert said.returncode == 0, said.stderr
+        shell = ["sh", "-n", "-c", said.stdout]
+        assert not subprocess.run(shell, capture_output=True, text=True).stderr, target
+
+
 def test_ci_runs_the_readme_command() -> None:
     assert "make -C" in (ROOT / ".ci" / "run").read_text()
     assert os.access(ROOT / ".ci" / "run", os.X_OK)
