@@ -43,7 +43,7 @@ class Fake:
         if self.does == "too few" and paths > 1:
             tokens.pop()
         if self.does == "same" and paths > 1:
-            tokens[1] = tokens[0]
+            tokens = [tokens[0]] * paths
         return tokens
 
 child.serve(Fake)
@@ -78,7 +78,7 @@ def test_children_are_asked_in_turn_and_the_bad_left_out_with_a_reason(fakes: An
         "does not load": ("no such model", "no such model"),
         "too short": ("gave 1 paths of [2] tokens, not 1 of 3", "gave 1 paths of [2] tokens"),
         "too few": (None, "gave 2 paths of [3] tokens, not 3 of 3"),
-        "same": (None, "3 paths are not distinct"),
+        "same": (None, "of 3 paths only 1 are distinct"),
         "loses a step": ("timed 2 tokens, not 3", "timed 2 tokens, not 3"),
         "dies": (None, "a tile fault"),
         "is killed": ("ended by SIGFPE", "ended by SIGFPE"),

@@ -198,6 +198,14 @@ def test_weights_lie_in_large_pages() -> None:
     assert held.data_ptr() % ALIGNED == 0 and in_large_pages(held.data_ptr()) >= size // 2
 
 
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="no list of mapped files")
+@pytest.mark.parametrize("kind", ["llama", "qwen2"])
+def test_the_file_of_weights_is_let_go(kind: str, tmp_path: Path) -> None:
+    engine = Engine.from_pretrained(tiny_models.make(kind, tmp_path), memory="8MiB")
+    assert engine.prefill([5, 6]).logits(np.arange(1)).isfinite().all()
+    assert str(tmp_path) not in Path("/proc/self/maps").read_text()
+
+
 def test_what_the_pass_does_not_know_goes_through_the_modules(tmp_path: Any) -> None:
     folder = tiny_models.make("gemma2", tmp_path)
     assert Engine.from_pretrained(folder, memory="8MiB").model._pass is None

@@ -50,9 +50,14 @@ class LlamaPass:
         self.eps = float(config.rms_norm_eps)
         linears = [m for m in self.base.layers.modules() if isinstance(m, nn.Linear)]
         linears.append(model.get_output_embeddings())
-        room = Room(len(linears), sum(linear.weight.nbytes for linear in linears))
+        parameters = list(model.parameters())
+        room = Room(len(parameters), sum(parameter.nbytes for parameter in parameters))
         self.layers = [read_layer(layer, config, room) for layer in self.base.layers]
         fused(room, linears[-1])
+        moved = {id(linear.weight) for linear in linears}
+        for parameter in parameters:  # one left behind would hold the whole file in memory
+            if id(parameter) not in moved:
+                parameter.data = room.take(parameter.shape, parameter.dtype).copy_(parameter.data)
 
     def __call__(self, tokens: torch.Tensor, positions: torch.Tensor, step: Step) -> torch.Tensor:
         """[rows, H], after the last norm, of tokens [rows] at positions [rows]."""
