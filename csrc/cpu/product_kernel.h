@@ -139,10 +139,12 @@ struct Prefetch {
 };
 constexpr int kAhead = 4;
 
-// V weight rows times R rows. Weight rows past `count` are computed as the last one.
+// V weight rows times R rows. Weight rows past `count` are computed as the last one. Inlined: a
+// call saves and clears vector registers, a tenth of the time at 768 elements.
 template <class M, int V, int R>
-inline void register_block(const typename M::T* weight, int64_t stride, int count, Rows<M> rows,
-                           float* out, Prefetch& prefetch) {
+[[gnu::always_inline]] inline void register_block(const typename M::T* weight, int64_t stride,
+                                                  int count, Rows<M> rows, float* out,
+                                                  Prefetch& prefetch) {
   const typename M::T* w[V];
   for (int v = 0; v < V; ++v) w[v] = weight + (v < count ? v : count - 1) * stride;
   vf sum[(V * R + W - 1) / W * W] = {};  // the 4 weight rows of a group and row lie side by side
@@ -181,13 +183,14 @@ inline void register_block(const typename M::T* weight, int64_t stride, int coun
   }
 }
 
-// A register block of at most R rows.
+// At most R rows with the weight rows of a group.
 template <class M, int R>
-inline void some_rows(const typename M::T* w, int64_t stride, int count, Rows<M> rows, int64_t n,
-                      float* out, Prefetch& prefetch) {
+inline void some_rows(const typename M::T* w, int64_t stride, int from, int to, int count,
+                      Rows<M> rows, int64_t n, float* out, Prefetch& prefetch) {
   if constexpr (R > 1)
-    if (n < R) return some_rows<M, R - 1>(w, stride, count, rows, n, out, prefetch);
-  register_block<M, 4, R>(w, stride, count, rows, out, prefetch);
+    if (n < R) return some_rows<M, R - 1>(w, stride, from, to, count, rows, n, out, prefetch);
+  for (int v = from; v < to; v += 4)
+    register_block<M, 4, R>(w + v * stride, stride, count - v, rows, out + v, prefetch);
 }
 
 template <class M>
@@ -212,11 +215,8 @@ void block(const void* weight, int64_t stride, int count, const void* packed, in
   for (int from = 0; from < count; from += group) {
     const int to = from + group < count ? from + group : count;
     for (int64_t r = 0; r < n; r += kRows)
-      for (int v = from; v < to; v += 4) {
-        const Rows<M> rows{x + r * padded<M>(h), h};
-        some_rows<M, kRows>(w + v * stride, stride, count - v, rows, n - r,
-                            out + r * kProductBlock + v, prefetch);
-      }
+      some_rows<M, kRows>(w, stride, from, to, count, {x + r * padded<M>(h), h}, n - r,
+                          out + r * kProductBlock, prefetch);
   }
 }
 
