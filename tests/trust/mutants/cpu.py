@@ -461,6 +461,22 @@ MUTANTS = [
         "avx2",
     ),
     Mutant(
+        "csrc/cpu/product_kernel.h",
+        "halves of sums are folded with those of another element",
+        "_mm512_mask_blend_ps(0xff00, a.v, b.v)",
+        "_mm512_mask_blend_ps(0x00ff, a.v, b.v)",
+        "tests/test_linear.py",
+        "avx512",
+    ),
+    Mutant(
+        "csrc/cpu/product_kernel.h",
+        "pairs of sums are folded with those of another element",
+        "_mm512_mask_blend_ps(0xcccc, a.v, b.v)",
+        "_mm512_mask_blend_ps(0x3333, a.v, b.v)",
+        "tests/test_linear.py",
+        "avx512",
+    ),
+    Mutant(
         "csrc/cpu/row_product.cpp",
         "rows past the first 64 are computed as those",
         "kernel_.packed_bytes(first, rows_.size(1))",
