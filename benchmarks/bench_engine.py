@@ -73,12 +73,13 @@ def prompt_cache(model: Any, prompt: list[int]) -> Any:
 
 
 def same_logits(engine: Engine, root: Paths, model: Any, cache: Any, prompt: list[int]) -> bool:
-    """Whether both see the same next token's logits, up to bfloat16."""
+    """Whether both see the same next token's logits, up to bfloat16: each is about 0.02 of their spread away
+    from float32, and the worst of 152 thousand five times that."""
     with torch.inference_mode():
         held = copy.deepcopy(cache)
         theirs = model(torch.tensor([prompt[-1:]]), past_key_values=held).logits[0, -1].float()
     ours = engine.model.logits(root.hidden())[0].float()
-    return bool((ours - theirs).abs().max() < 0.1 * theirs.std())
+    return bool((ours - theirs).square().mean().sqrt() < 0.05 * theirs.std())
 
 
 def points(name: str, seconds: float, quick: bool) -> Iterator[dict[str, Any]]:
