@@ -132,7 +132,8 @@ struct Rows {
   int64_t h;
 };
 
-// The weights that are used next, of which every kAhead steps over h fetch so many lines.
+// The weights that are used next, as they lie if no gaps are between their rows; every kAhead steps
+// over h fetch so many lines of them.
 struct Prefetch {
   const char* next;
   int lines;
