@@ -138,6 +138,40 @@ class Forest:
         )
         return wide.run(impl="reference", **options)
 
+    def torchs(
+        self,
+        *,
+        scale: float | None = None,
+        window: int | None = None,
+        softcap: float | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """As `attend` below, path by path."""
+        out, lse = torch.zeros_like(self.q), torch.full(self.q.shape[:2], -torch.inf)
+        for i, q in enumerate(self.q):
+            k, v = (t if window is None else t[-window:] for t in self.tokens(i))
+            if len(k):
+                out[i], lse[i] = attend(q, k, v, scale, softcap)
+        return out, lse
+
+
+def attend(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    scale: float | None = None,
+    softcap: float | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """One query [Hq, D] as torch's own kernels take it in the tensors' dtype: sums in float32,
+    weights against the largest rounded to the dtype before they meet the values."""
+    group = q.shape[0] // k.shape[1]
+    q, keys, values = q.float(), *(t.float().repeat_interleave(group, 1) for t in (k, v))
+    scores = torch.einsum("hd,thd->ht", q, keys) * (q.shape[1] ** -0.5 if scale is None else scale)
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    weights = torch.exp(scores - scores.amax(1, keepdim=True))
+    out = torch.einsum("ht,thd->hd", weights.to(v.dtype).float(), values)
+    return (out / weights.sum(1, keepdim=True)).to(v.dtype), torch.logsumexp(scores, 1)
+
 
 def same(a: tuple[torch.Tensor, ...], b: tuple[torch.Tensor, ...]) -> bool:
     """Equal to the bit, NaN included."""

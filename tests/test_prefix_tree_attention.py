@@ -28,9 +28,7 @@ def options(seed):
 
 
 def compare(forest, page_size=16, **kwargs):
-    got = forest.run(page_size, **kwargs)
-    torch_result = forest.run(page_size, impl="reference", **kwargs)
-    assert_close(got, torch_result, forest.exact(**kwargs))
+    assert_close(forest.run(page_size, **kwargs), forest.torchs(**kwargs), forest.exact(**kwargs))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -77,7 +75,7 @@ def test_error_is_at_most_twice_that_of_torch(dtype, factor):
         forest = Forest.draw(seed, dtype, nodes=4, dim=64, heads=(14, 2))
         forest.q = forest.q * factor
         exact = forest.exact()
-        for i, result in enumerate((forest.run(), forest.run(impl="reference"))):
+        for i, result in enumerate((forest.run(), forest.torchs())):
             for j in range(2):
                 error = result[j].double() - exact[j]
                 squares[i, j] += error.nan_to_num(0.0).square().sum()

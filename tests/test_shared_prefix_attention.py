@@ -65,9 +65,11 @@ def wide(args):
 
 
 def compare(args, kwargs):
+    got = pyttc.shared_prefix_attention(*args, **kwargs)
+    torchs = as_forest(args, kwargs).torchs(scale=kwargs.get("scale"))
     assert_close(
-        pyttc.shared_prefix_attention(*args, **kwargs),
-        pyttc.shared_prefix_attention(*args, **kwargs, impl="reference"),
+        got,
+        tuple(t.view_as(like) for t, like in zip(torchs, got, strict=True)),
         pyttc.shared_prefix_attention(*wide(args), **kwargs, impl="reference"),
     )
 

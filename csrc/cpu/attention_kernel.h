@@ -59,50 +59,35 @@ inline bool in_place(int64_t rows, int64_t dim) { return rows <= 2 * kRows && di
 // V [kTile][padded]
 template <class T>
 void pack_values(const TileRows& tile, int64_t dim, int64_t padded, float* vp) {
-  const vf small = set1(kSmall);
   const int64_t whole = dim / W * W;
   for (int t = tile.begin; t < tile.end; ++t) {
     const T* row = static_cast<const T*>(tile.v[t]);
     float* to = vp + t * padded;
-    for (int64_t d = 0; d < whole; d += W) store(to + d, small * load(row + d));
-    if (whole < dim) store(to + whole, small * load_n(row + whole, static_cast<int>(dim - whole)));
+    for (int64_t d = 0; d < whole; d += W) store(to + d, load(row + d));
+    if (whole < dim) store(to + whole, load_n(row + whole, static_cast<int>(dim - whole)));
   }
 }
 
-// How queries meet keys: in float32, an element at a time.
-template <class Type>
+// How the two products go on: in float32, an element at a time.
 struct Elements {
-  using T = Type;
-  static int64_t steps(int64_t dim) { return dim; }
-  static vf multiply_add(vf q, vf k, vf sum) { return fma(q, k, sum); }
-  static constexpr auto query = pyttc::query<T>;
-  static void pack(const TileRows& tile, const TileRows& next, int64_t rows, int64_t dim,
-                   int64_t padded, void* k_packed, void* v_packed) {
-    pack_keys<T>(tile, next, dim, static_cast<float*>(k_packed));
-    if (!in_place(rows, dim)) pack_values<T>(tile, dim, padded, static_cast<float*>(v_packed));
-  }
+  static constexpr int kStep = 1;
+  static vf multiply_add(vf a, vf b, vf sum) { return fma(a, b, sum); }
 };
 
 #if defined(__AVX512BF16__)
-// In pairs of bfloat16, twice as many a cycle. Weights and values stay float32: a weight as one
-// bfloat16 would cost more accuracy than torch's result has to lose.
+// In pairs of bfloat16, twice as many a cycle.
 struct Pairs {
-  using T = bf16;
-  static int64_t steps(int64_t dim) { return dim / 2; }
-  static vf multiply_add(vf q, vf k, vf sum) {
-    return {_mm512_dpbf16_ps(sum.v, (__m512bh)q.v, (__m512bh)k.v)};
-  }
-  static constexpr auto query = query_pairs;
-  static void pack(const TileRows& tile, const TileRows& next, int64_t rows, int64_t dim,
-                   int64_t padded, void* k_packed, void* v_packed) {
-    pack_keys(tile, next, dim, static_cast<float*>(k_packed));
-    if (!in_place(rows, dim)) pack_values<bf16>(tile, dim, padded, static_cast<float*>(v_packed));
+  static constexpr int kStep = 2;
+  static vf multiply_add(vf a, vf b, vf sum) {
+    return {_mm512_dpbf16_ps(sum.v, (__m512bh)a.v, (__m512bh)b.v)};
   }
 };
 #endif
 
-// The right operands of the two products: element k of vector v.
+// Their right operands: step k of vector v.
+template <class By>
 struct PackedRows {
+  using Step = By;
   const float* at;
   int64_t stride;
   PackedRows from(int64_t d) const { return {at + d, stride}; }
@@ -110,18 +95,33 @@ struct PackedRows {
 };
 
 template <class T>
-struct ValuesInPlace {
+struct ElementsInPlace {
+  using Step = Elements;
   const void* const* rows;
   int64_t d;
-  ValuesInPlace from(int64_t d) const { return {rows, d}; }
+  ElementsInPlace from(int64_t d) const { return {rows, d}; }
+  vf operator()(int64_t k, int v) const { return load(static_cast<const T*>(rows[k]) + d + v * W); }
+};
+
+#if defined(__AVX512BF16__)
+struct PairsInPlace {
+  using Step = Pairs;
+  const void* const* rows;
+  int64_t d;
+  PairsInPlace from(int64_t d) const { return {rows, d}; }
   vf operator()(int64_t k, int v) const {
-    return set1(kSmall) * load(static_cast<const T*>(rows[k]) + d + v * W);
+    const auto half = [&](int64_t t) {
+      return _mm256_loadu_si256(
+          reinterpret_cast<const __m256i*>(static_cast<const bf16*>(rows[t]) + d + v * W));
+    };
+    return {_mm512_castsi512_ps(zip(half(2 * k), half(2 * k + 1)))};
   }
 };
+#endif
 
 // acc[r][v] += a[r][k] * b(k, v) for k in [k0, k1), in order. Loops over acc are unrolled by name:
 // left to the compiler it would live in memory.
-template <class M, int R, int V, class B>
+template <int R, int V, class B>
 inline void multiply(const float* a, int64_t lda, B b, int64_t k0, int64_t k1, vf (&acc)[R][V]) {
   for (int64_t k = k0; k < k1; ++k) {
     vf x[V];
@@ -130,7 +130,7 @@ inline void multiply(const float* a, int64_t lda, B b, int64_t k0, int64_t k1, v
     for (int r = 0; r < R; ++r) {
       const vf y = set1(a[r * lda + k]);
 #pragma GCC unroll 8
-      for (int v = 0; v < V; ++v) acc[r][v] = M::multiply_add(y, x[v], acc[r][v]);
+      for (int v = 0; v < V; ++v) acc[r][v] = B::Step::multiply_add(y, x[v], acc[r][v]);
     }
   }
 }
@@ -144,13 +144,13 @@ inline void each(vf (&acc)[R][V], F f) {
 }
 
 // A block of R rows against one tile, before and after the softmax.
-template <class M, int R, int V>
+template <class Step, int R, int V>
 void scores(const float* q, int64_t padded, const float* kt, int64_t dim, float* s) {
-  const int64_t steps = M::steps(dim);
+  const int64_t steps = dim / Step::kStep;
   for (int64_t d = 0; d < steps; d += kRun) {
     vf acc[R][V];
     each(acc, [](int, int, vf) { return zero(); });
-    multiply<M>(q, padded, PackedRows{kt, kTile}, d, d + kRun < steps ? d + kRun : steps, acc);
+    multiply(q, padded, PackedRows<Step>{kt, kTile}, d, d + kRun < steps ? d + kRun : steps, acc);
     each(acc, [&](int r, int v, vf x) {
       float* at = s + r * kTile + v * W;
       store(at, d == 0 ? x : load(at) + x);
@@ -163,7 +163,8 @@ template <class B, int R, int V>
 void values(const float* p, B b, int begin, int end, const float* alpha, float* o, int64_t padded) {
   vf acc[R][V];
   each(acc, [](int, int, vf) { return zero(); });
-  multiply<Elements<float> >(p, kTile, b, begin, end, acc);
+  constexpr int step = B::Step::kStep;
+  multiply(p, kTile, b, begin / step, (end + step - 1) / step, acc);
   each(acc, [&](int r, int v, vf x) {
     float* at = o + r * padded + v * W;
     store(at, fma(load(at), set1(alpha[r]), x));
@@ -175,15 +176,15 @@ using Scores = void (*)(const float*, int64_t, const float*, int64_t, float*);
 template <class B>
 using Values = void (*)(const float*, B, int, int, const float*, float*, int64_t);
 
-#define PYTTC_ROWS(f, M, v) {f<M, 1, v>, f<M, 2, v>, f<M, 3, v>, f<M, 4, v>, f<M, 5, v>, f<M, 6, v>}
+#define PYTTC_ROWS(f, B, v) {f<B, 1, v>, f<B, 2, v>, f<B, 3, v>, f<B, 4, v>, f<B, 5, v>, f<B, 6, v>}
 #if defined(__AVX512F__)
-#define PYTTC_BLOCKS(f, M) \
-  {PYTTC_ROWS(f, M, 1), PYTTC_ROWS(f, M, 2), PYTTC_ROWS(f, M, 3), PYTTC_ROWS(f, M, 4)}
+#define PYTTC_BLOCKS(f, B) \
+  {PYTTC_ROWS(f, B, 1), PYTTC_ROWS(f, B, 2), PYTTC_ROWS(f, B, 3), PYTTC_ROWS(f, B, 4)}
 #else
-#define PYTTC_BLOCKS(f, M) {PYTTC_ROWS(f, M, 1), PYTTC_ROWS(f, M, 2)}
+#define PYTTC_BLOCKS(f, B) {PYTTC_ROWS(f, B, 1), PYTTC_ROWS(f, B, 2)}
 #endif
-template <class M>
-constexpr Scores kScores[kVectors][kRows] = PYTTC_BLOCKS(scores, M);
+template <class Step>
+constexpr Scores kScores[kVectors][kRows] = PYTTC_BLOCKS(scores, Step);
 template <class B>
 constexpr Values<B> kValues[kVectors][kRows] = PYTTC_BLOCKS(values, B);
 #undef PYTTC_BLOCKS
@@ -200,32 +201,79 @@ inline void in_blocks(int n, F f) {
   }
 }
 
-// o = alpha * o + weights times values, for n rows from `at` on. Rows whose windows begin at one
-// token go together: a value no row of a block sees is not read.
+// o = alpha * o + weights times the values of tokens [from, a.end), for n rows from `at` on.
 template <class B>
-void weighted(const AttentionRows& a, const float* p, int64_t at, int n, const float* alpha, B b) {
-  const int* first = a.first ? a.first + at : nullptr;
-  for (int r = 0; r < n;) {
-    int next = n, from = a.begin;
-    if (first) {
-      from = first[r];
-      for (next = r + 1; next < n && first[next] == from;) ++next;
+void weighted(const AttentionRows& a, const float* p, int64_t at, int n, int from,
+              const float* alpha, B b) {
+  in_blocks(n, [&](int r, int count) {
+    for (int64_t d = 0; d < a.dim; d += kVectors * W) {
+      const int64_t left = (a.dim - d + W - 1) / W;
+      kValues<B>[(left < kVectors ? left : kVectors) - 1][count - 1](
+          p + r* kTile, b.from(d), from, a.end, alpha + r, a.o + (at + r)* a.padded + d, a.padded);
     }
-    if (from < a.end)
-      in_blocks(next - r, [&](int i, int count) {
-        for (int64_t d = 0; d < a.dim; d += kVectors * W) {
-          const int64_t left = (a.dim - d + W - 1) / W;
-          kValues<B>[(left < kVectors ? left : kVectors) - 1][count - 1](
-              p + (r + i)* kTile, b.from(d), from, a.end, alpha + r + i,
-              a.o + (at + r + i)* a.padded + d, a.padded);
-        }
-      });
-    r = next;
-  }
+  });
 }
+
+// What a dtype asks of the loop over rows.
+template <class Type>
+struct Plain {
+  using T = Type;
+  using Step = Elements;
+  static constexpr auto query = pyttc::query<T>;
+  static void pack(const TileRows& tile, const TileRows& next, int64_t rows, int64_t dim,
+                   int64_t padded, void* k_packed, void* v_packed) {
+    pack_keys<T>(tile, next, dim, static_cast<float*>(k_packed));
+    if (!in_place(rows, dim)) pack_values<T>(tile, dim, padded, static_cast<float*>(v_packed));
+  }
+  static void keep(float* row, int v, vf a, vf b) {
+    store(row + v * W, a), store(row + v * W + W, b);
+  }
+  template <class F>
+  static void with_values(const AttentionRows& a, int, F f) {
+    if (in_place(a.rows, a.dim))
+      f(ElementsInPlace<T>{a.tile->v, 0});
+    else
+      f(PackedRows<Elements>{static_cast<const float*>(a.v), a.padded});
+  }
+};
+
+#if defined(__AVX512BF16__)
+struct Paired {
+  using T = bf16;
+  using Step = Pairs;
+  static constexpr auto query = query_pairs;
+  static void pack(const TileRows& tile, const TileRows& next, int64_t rows, int64_t dim,
+                   int64_t padded, void* k_packed, void* v_packed) {
+    pack_keys(tile, next, dim, static_cast<float*>(k_packed));
+    if (!in_place(rows, dim)) pack_values(tile, dim, padded, static_cast<float*>(v_packed));
+  }
+  static constexpr auto keep = keep_pairs;
+  // A token that is no row's to see, but in a pair with one that is, is read as zeros.
+  template <class F>
+  static void with_values(const AttentionRows& a, int from, F f) {
+    if (!in_place(a.rows, a.dim)) {
+      float copy[kTile / 2 * 256];
+      const float* packed = static_cast<const float*>(a.v);
+      if ((from & 1) && from > a.begin)
+        packed = zeroed_before(from, packed, from - 1, a.end + (a.end & 1), a.padded, copy);
+      f(PackedRows<Pairs>{packed, a.padded});
+    } else if ((from | a.end) & 1) {
+      static const bf16 zeros[256] = {};
+      const void* rows[kTile];
+      __builtin_memcpy(rows, a.tile->v, sizeof rows);
+      if (from & 1) rows[from - 1] = zeros;
+      if (a.end & 1) rows[a.end] = zeros;
+      f(PairsInPlace{rows, 0});
+    } else {
+      f(PairsInPlace{a.tile->v, 0});
+    }
+  }
+};
+#endif
 
 template <class M>
 void rows(const AttentionRows& a) {
+  using Step = typename M::Step;
   alignas(64) float s[kBlock * kTile];
   float alpha[kBlock + W];
   const float* kt = static_cast<const float*>(a.k);
@@ -238,31 +286,36 @@ void rows(const AttentionRows& a) {
     in_blocks(n, [&](int r, int count) {
       for (int v = 0; v < vectors; v += kVectors) {
         const int width = vectors - v < kVectors ? vectors - v : kVectors;
-        kScores<M>[width - 1][count - 1](q + r* a.padded, a.padded, kt + v* W, a.dim,
-                                         s + r* kTile + v* W);
+        kScores<Step>[width - 1][count - 1](q + r* a.padded, a.padded, kt + v* W, a.dim,
+                                            s + r* kTile + v* W);
       }
     });
     for (int r = 0; r < n; r += W)
       softmax(s + r * kTile, n - r < W ? n - r : W, a, first ? first + r : nullptr, a.m + at + r,
-              a.l + at + r, alpha + r);
+              a.l + at + r, alpha + r, M::keep);
     if (at == 0) prefetch_values<typename M::T>(a, kTile / 2, kTile);
-    if (in_place(a.rows, a.dim))
-      weighted(a, s, at, n, alpha, ValuesInPlace<typename M::T>{a.tile->v, 0});
-    else
-      weighted(a, s, at, n, alpha, PackedRows{static_cast<const float*>(a.v), a.padded});
+    // Rows whose windows begin at one token go together: a value none of them sees is not read.
+    for (int r = 0, next; r < n; r = next) {
+      const int from = first ? first[r] : a.begin;
+      for (next = first ? r + 1 : n; next < n && first[next] == from;) ++next;
+      if (from < a.end)
+        M::with_values(a, from, [&](auto values) {
+          weighted(a, s + r * kTile, at + r, next - r, from, alpha + r, values);
+        });
+    }
   }
 }
 
-template <class T, class M>
-constexpr AttentionKernels kernels = {M::query, M::pack, rows<M>, finish<T>};
+template <class M>
+constexpr AttentionKernels kernels = {M::query, M::pack, rows<M>, finish<typename M::T>};
 
 }  // namespace
 
 #if defined(__AVX512BF16__)
-extern const AttentionKernels attention_avx512bf16 = kernels<bf16, Pairs>;
+extern const AttentionKernels attention_avx512bf16 = kernels<Paired>;
 #else
-extern const AttentionTable PYTTC_ISA(attention) = {
-    kernels<float, Elements<float> >, kernels<bf16, Elements<bf16> >, kernels<f16, Elements<f16> >};
+extern const AttentionTable PYTTC_ISA(attention) = {kernels<Plain<float> >, kernels<Plain<bf16> >,
+                                                    kernels<Plain<f16> >};
 #endif
 
 }  // namespace pyttc

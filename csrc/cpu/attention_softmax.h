@@ -9,7 +9,8 @@ namespace {
 constexpr int kBlock =
     48;  // rows that go through a tile together, their scores in the first-level cache
 constexpr int kTileVectors = kTile / W;
-// Values are held this much smaller, so that sums of a million of the largest do not overflow.
+// Weights are held this much smaller, so that sums of a million of the largest values do not
+// overflow.
 constexpr float kSmall = 0x1p-20f;
 
 // The line of element d of a row, into the second level.
@@ -99,10 +100,12 @@ inline vf tanh(vf x) {
   return select(set1(0.f) > x, negate(t), t);
 }
 
-// Scores to weights for at most W rows: s becomes 2^(s * log2(e) - m), m and l move on, alpha is
-// what the sums so far are to be multiplied with.
-void softmax(float* s, int rows, const AttentionRows& a, const int* first, float* m, float* l,
-             float* alpha) {
+// Scores to weights for at most W rows: s becomes kSmall * 2^(s * log2(e) - m), two vectors at a
+// time as `keep` stores them, m and l move on, alpha is what the sums so far are to be multiplied
+// with.
+template <class F>
+inline void softmax(float* s, int rows, const AttentionRows& a, const int* first, float* m,
+                    float* l, float* alpha, F keep) {
   // Whether scores keep their order and the scale's precision when all is done in one factor.
   const bool plain = a.softcap <= 0.f && a.scale > 0x1p-100f && a.scale < 0x1p100f;
   const vf factor = set1(plain ? a.scale * kLog2e : kLog2e);
@@ -140,11 +143,11 @@ void softmax(float* s, int rows, const AttentionRows& a, const int* first, float
   for (int r = 0; r < rows; ++r) {
     const vf b = set1(of_row[r]);
     vf sum = zero();
-    for (int v = 0; v < kTileVectors; ++v) {
-      float* at = s + r * kTile + v * W;
-      const vf p = exp2(load(at) * factor - b);
-      store(at, p);
-      sum = sum + p;
+    for (int v = 0; v < kTileVectors; v += 2) {
+      const float* at = s + r * kTile + v * W;
+      const vf p = exp2(load(at) * factor - b), q = exp2(load(at + W) * factor - b);
+      keep(s + r * kTile, v, set1(kSmall) * p, set1(kSmall) * q);
+      sum = sum + p + q;
     }
     of_row[r] = hsum(sum);
   }
