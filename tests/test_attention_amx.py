@@ -44,11 +44,12 @@ extern "C" void attend(const pyttc::bf16* q, const pyttc::bf16* k, const pyttc::
       first[r] = first[r] < 0 ? 0 : first[r] > kTile ? kTile : first[r];
       at.begin = first[r] < at.begin ? first[r] : at.begin;
     }
-    for (int t = 0; t < at.end; ++t) {
-      at.k[t] = k + int64_t{tile * kTile + t} * dim;
-      at.v[t] = v + int64_t{tile * kTile + t} * dim;
-    }
     if (at.begin >= at.end) continue;
+    for (int t = 0; t < kTile; ++t) {
+      const int there = t < at.begin || t >= at.end ? at.begin : t;
+      at.k[t] = k + int64_t{tile * kTile + there} * dim;
+      at.v[t] = v + int64_t{tile * kTile + there} * dim;
+    }
     const TileRows next;
     attention_amx.pack(at, next, rows, dim, padded, kt, vp);
     attention_amx.rows({rows, dim, padded, query, kt, vp, &at, &next, m, l, o, at.begin, at.end,

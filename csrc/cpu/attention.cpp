@@ -233,10 +233,6 @@ class Run {
       for (int64_t path = item.path; path < item.path_end; ++path)
         rows.begin = std::min(rows.begin, inside(path, tile));
     }
-    for (const void** to : {rows.k, rows.v}) {
-      std::fill(to, to + rows.begin, nullptr);
-      std::fill(to + rows.end, to + kTile, nullptr);
-    }
     int64_t node = item.node, end = origin + rows.end;
     const int64_t begin = origin + rows.begin;
     while (end > begin) {
@@ -264,6 +260,11 @@ class Run {
       }
       end = std::min(end, from);
       node = at.parent;
+    }
+    for (const void** to : {rows.k, rows.v}) {
+      const void* one = rows.begin < rows.end ? to[rows.begin] : nullptr;
+      std::fill(to, to + rows.begin, one);
+      std::fill(to + rows.end, to + kTile, one);
     }
   }
 
@@ -315,7 +316,7 @@ class Run {
       else if (after)
         locate(*after, after->tile, *next);
       else
-        *next = TileRows();
+        *next = *rows;
       if (rows->begin < rows->end) {
         for (int64_t i = 0; i < paths && call_.window != INT64_MAX; ++i)
           std::fill_n(first + i * group_, group_, inside(path_of[i], tile));

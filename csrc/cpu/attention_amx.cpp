@@ -11,7 +11,7 @@ namespace {
 void pack(const TileRows& tile, const TileRows& next, int64_t, int64_t dim, int64_t padded,
           void* k_packed, void* v_packed) {
   pack_keys(tile, next, dim, static_cast<float*>(k_packed));
-  pack_values(tile, dim, padded, static_cast<float*>(v_packed));
+  pack_values(tile, kPair, dim, padded, static_cast<float*>(v_packed));
 }
 
 // The tiles 0 to n - 1 += the tile A times n tiles of 16 columns, side by side.

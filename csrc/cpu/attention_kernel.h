@@ -31,12 +31,8 @@ template <class T>
 void pack_keys(const TileRows& tile, const TileRows& next, int64_t dim, float* kt) {
   const int64_t whole = dim / W * W;
   for (int t = tile.begin / W * W; t < tile.end; t += W) {
-    // Rows that are not there repeat one that is; their scores are never looked at.
     const T* row[W];
-    for (int i = 0; i < W; ++i) {
-      const int at = t + i < tile.begin ? tile.begin : t + i < tile.end ? t + i : tile.end - 1;
-      row[i] = static_cast<const T*>(tile.k[at]);
-    }
+    for (int i = 0; i < W; ++i) row[i] = static_cast<const T*>(tile.k[t + i]);
     vf x[W];
     int64_t d = 0;
     for (; d < whole; d += W) {
@@ -52,9 +48,6 @@ void pack_keys(const TileRows& tile, const TileRows& next, int64_t dim, float* k
     for (int i = 0; i < rest; ++i) store(kt + (d + i) * kTile + t, x[i]);
   }
 }
-
-// Whether so few rows read values that these are not packed.
-inline bool in_place(int64_t rows, int64_t dim) { return rows <= 2 * kRows && dim % W == 0; }
 
 // V [kTile][padded]
 template <class T>
@@ -114,7 +107,9 @@ struct PairsInPlace {
       return _mm256_loadu_si256(
           reinterpret_cast<const __m256i*>(static_cast<const bf16*>(rows[t]) + d + v * W));
     };
-    return {_mm512_castsi512_ps(zip(half(2 * k), half(2 * k + 1)))};
+    const __m512i both =
+        _mm512_inserti64x4(_mm512_castsi256_si512(half(2 * k)), half(2 * k + 1), 1);
+    return {_mm512_castsi512_ps(_mm512_permutexvar_epi16(_mm512_load_si512(kZip), both))};
   }
 };
 #endif
@@ -214,23 +209,31 @@ void weighted(const AttentionRows& a, const float* p, int64_t at, int n, int fro
   });
 }
 
+// Whether so few rows read values that these are not packed.
+template <class M>
+inline bool in_place(int64_t rows, int64_t dim) {
+  return rows <= M::kInPlace && dim % W == 0;
+}
+
 // What a dtype asks of the loop over rows.
 template <class Type>
 struct Plain {
   using T = Type;
   using Step = Elements;
+  static constexpr int kInPlace = 2 * kRows;
   static constexpr auto query = pyttc::query<T>;
   static void pack(const TileRows& tile, const TileRows& next, int64_t rows, int64_t dim,
                    int64_t padded, void* k_packed, void* v_packed) {
     pack_keys<T>(tile, next, dim, static_cast<float*>(k_packed));
-    if (!in_place(rows, dim)) pack_values<T>(tile, dim, padded, static_cast<float*>(v_packed));
+    if (!in_place<Plain>(rows, dim))
+      pack_values<T>(tile, dim, padded, static_cast<float*>(v_packed));
   }
   static void keep(float* row, int v, vf a, vf b) {
     store(row + v * W, a), store(row + v * W + W, b);
   }
   template <class F>
   static void with_values(const AttentionRows& a, int, F f) {
-    if (in_place(a.rows, a.dim))
+    if (in_place<Plain>(a.rows, a.dim))
       f(ElementsInPlace<T>{a.tile->v, 0});
     else
       f(PackedRows<Elements>{static_cast<const float*>(a.v), a.padded});
@@ -241,17 +244,19 @@ struct Plain {
 struct Paired {
   using T = bf16;
   using Step = Pairs;
+  static constexpr int kInPlace = 6 * kRows;
   static constexpr auto query = query_pairs;
   static void pack(const TileRows& tile, const TileRows& next, int64_t rows, int64_t dim,
                    int64_t padded, void* k_packed, void* v_packed) {
     pack_keys(tile, next, dim, static_cast<float*>(k_packed));
-    if (!in_place(rows, dim)) pack_values(tile, dim, padded, static_cast<float*>(v_packed));
+    if (!in_place<Paired>(rows, dim))
+      pack_values(tile, 2, dim, padded, static_cast<float*>(v_packed));
   }
   static constexpr auto keep = keep_pairs;
   // A token that is no row's to see, but in a pair with one that is, is read as zeros.
   template <class F>
   static void with_values(const AttentionRows& a, int from, F f) {
-    if (!in_place(a.rows, a.dim)) {
+    if (!in_place<Paired>(a.rows, a.dim)) {
       float copy[kTile / 2 * 256];
       const float* packed = static_cast<const float*>(a.v);
       if ((from & 1) && from > a.begin)

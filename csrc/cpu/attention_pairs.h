@@ -21,41 +21,42 @@ void query_pairs(const void* q, int64_t dim, float* row) {
     _mm512_storeu_si512(reinterpret_cast<bf16*>(row) + d, row_of(q, d, dim));
 }
 
-// [dim / 2][kTile][2]; zeros for tokens of a vector that are not there.
+// [dim / 2][kTile][2]
 void pack_keys(const TileRows& tile, const TileRows& next, int64_t dim, float* packed) {
   for (int t = tile.begin / W * W; t < tile.end; t += W)
     for (int64_t d = 0; d < dim; d += kPair) {
       vf x[W];
-      for (int i = 0; i < W; ++i)
-        x[i] = t + i >= tile.begin && t + i < tile.end
-                   ? vf{_mm512_castsi512_ps(row_of(tile.k[t + i], d, dim))}
-                   : zero();
+      for (int i = 0; i < W; ++i) x[i] = {_mm512_castsi512_ps(row_of(tile.k[t + i], d, dim))};
       for (int i = 0; i < W; ++i) prefetch<bf16>(next.k[t + i], d);
       transpose(x);
       for (int i = 0; i < W; ++i) store(packed + (d / 2 + i) * kTile + t, x[i]);
     }
 }
 
-// 16 values of two tokens, side by side.
-inline __m512i zip(__m256i a, __m256i b) {
-  const __m512i wide = _mm512_slli_epi32(_mm512_cvtepu16_epi32(b), 16);
-  return _mm512_or_si512(_mm512_cvtepu16_epi32(a), wide);
-}
+// Lanes 0 and 16, 1 and 17, ... side by side: 16 values of two tokens, one token in each half.
+alignas(64) constexpr uint16_t kZip[] = {0,  16, 1,  17, 2,  18, 3,  19, 4,  20, 5,
+                                         21, 6,  22, 7,  23, 8,  24, 9,  25, 10, 26,
+                                         11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
 
-// [kTile / 2][padded][2], in groups of 32 tokens; zeros for tokens that are not there.
-void pack_values(const TileRows& tile, int64_t dim, int64_t padded, float* packed) {
-  for (int t = tile.begin / kPair * kPair; t < tile.end || t % kPair; t += 2)
-    for (int64_t d = 0; d < dim; d += kPair) {
-      const auto token = [&](int i) {
-        return i >= tile.begin && i < tile.end ? row_of(tile.v[i], d, dim) : _mm512_setzero_si512();
-      };
-      const __m512i a = token(t), b = token(t + 1);
-      float* to = packed + t / 2 * padded + d;
-      _mm512_storeu_si512(to, zip(_mm512_castsi512_si256(a), _mm512_castsi512_si256(b)));
-      if (d + W < padded)
-        _mm512_storeu_si512(to + W,
-                            zip(_mm512_extracti64x4_epi64(a, 1), _mm512_extracti64x4_epi64(b, 1)));
-    }
+// [kTile / 2][padded][2], whole groups of `group` tokens; zeros for tokens that are not there.
+void pack_values(const TileRows& tile, int group, int64_t dim, int64_t padded, float* packed) {
+  const __m512i zip = _mm512_load_si512(kZip);
+  for (int64_t d = 0; d < padded; d += W) {
+    const __mmask16 dims = dim - d >= W ? 0xffff : 0xff;
+    const auto pair = [&](int t, __mmask16 first, __mmask16 second) {
+      const __m256i a = _mm256_maskz_loadu_epi16(first, static_cast<const bf16*>(tile.v[t]) + d);
+      const __m256i b =
+          _mm256_maskz_loadu_epi16(second, static_cast<const bf16*>(tile.v[t + 1]) + d);
+      const __m512i both = _mm512_inserti64x4(_mm512_castsi256_si512(a), b, 1);
+      _mm512_storeu_si512(packed + t / 2 * padded + d, _mm512_permutexvar_epi16(zip, both));
+    };
+    int t = tile.begin / group * group;
+    for (; t + 1 < tile.begin; t += 2) pair(t, 0, 0);
+    if (t < tile.begin) pair(t, 0, dims), t += 2;
+    for (; t + 1 < tile.end; t += 2) pair(t, dims, dims);
+    if (t < tile.end) pair(t, dims, 0), t += 2;
+    for (; t % group; t += 2) pair(t, 0, 0);
+  }
 }
 
 // Two vectors of weights of a row as pairs, where they were.

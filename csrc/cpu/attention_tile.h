@@ -7,7 +7,7 @@ namespace pyttc {
 constexpr int kTile = 64;        // tokens
 constexpr int kChunkTiles = 16;  // tiles
 
-// Where the keys and values of one tile's tokens [begin, end) lie; null outside.
+// Where the keys and values of one tile's tokens [begin, end) lie; outside, those of one of them.
 struct TileRows {
   int begin = 0, end = 0;
   const void *k[kTile] = {}, *v[kTile] = {};
