@@ -128,13 +128,27 @@ def test_a_pass_that_does_not_fit_is_refused(tmp_path: Any) -> None:
     tree = PrefixTree([-1], [[0]], [1], [0], engine.cache.page_size)
     token, at = torch.tensor([3]), torch.tensor([0])
 
-    def step(k: torch.Tensor = pool.k, slots: torch.Tensor = at) -> torch.Tensor:
-        return run(token, at, Step(k, pool.v, slots, tree))
+    def step(
+        k: torch.Tensor = pool.k,
+        slots: torch.Tensor = at,
+        tokens: torch.Tensor = token,
+        positions: torch.Tensor = at,
+    ) -> torch.Tensor:
+        return run(tokens, positions, Step(k, pool.v, slots, tree))
 
     assert step().isfinite().all()
-    layers = run.layers
-    for wrong in ({"k": pool.k[1:]}, {"k": pool.k.half()}, {"slots": torch.tensor([2**40])}):
-        with pytest.raises(ValueError, match="fit|slots"):
+    layers, vocab = run.layers, run.embedding.shape[0]
+    for wrong in (
+        {"k": pool.k[1:]},
+        {"k": pool.k.half()},
+        {"slots": torch.tensor([2**40])},
+        {"tokens": token.int()},
+        {"tokens": torch.tensor([vocab])},
+        {"tokens": torch.tensor([-1])},
+        {"positions": torch.tensor([-1])},
+        {"positions": torch.tensor([0, 1])},
+    ):
+        with pytest.raises(ValueError, match=f"fit|{next(iter(wrong))}: element 0"):
             step(**wrong)
     for wrong in ([], layers[1:], [layers[0]._replace(down=layers[0].out), *layers[1:]]):
         run.layers = wrong
@@ -154,6 +168,18 @@ def test_the_pass_gives_what_the_modules_give(kind: str, tmp_path: Any) -> None:
             paths.append([[t] for t in tokens])
         logits.append(paths.logits(np.arange(4)))
     torch.testing.assert_close(*logits, rtol=0, atol=2e-5 * float(logits[1].std()) * 10)
+
+
+def test_positions_show_nowhere_in_when_they_were_prepared(tmp_path: Any, monkeypatch: Any) -> None:
+    """Rotary embeddings come from a table, which grows."""
+    folder, found, prompt = tiny_models.make("llama", tmp_path), [], [3, 5, 7] * 30
+    for size in (1, 16, 1024):
+        monkeypatch.setattr(llama, "TURNS", size)
+        paths = Engine.from_pretrained(folder, memory="8MiB").prefill([prompt, [11]]).fork(2)
+        paths.decode(max_new_tokens=3, temperature=0.0)
+        found.append((paths.tokens, paths.hidden()))
+    for tokens, hidden in found[1:]:
+        assert torch.equal(tokens, found[0][0]) and same(hidden, found[0][1])
 
 
 def test_weights_stay_the_models_own(tmp_path: Any) -> None:

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <array>
 #include <chrono>
+#include <cstring>
 
 #include "ops.h"
 #include "row_product.h"
@@ -58,6 +59,19 @@ View layer_of(const Tensor& pool, int64_t layer) {
           {pool.stride(1), pool.stride(2), pool.stride(3), pool.stride(4)}};
 }
 
+// The rows of a table at `index`, one after the other.
+void gather(const Tensor& table, const char* name, const Tensor& index, const View& to) {
+  const Indices at(index);
+  const int64_t bytes = table.size(1) * table.t.dtype.bits / 8;
+  const char* from = table.data<char>();
+  for (int64_t i = 0; i < index.size(0); ++i) {
+    const int64_t row = at.at(i);
+    if (row < 0 || row >= table.size(0))
+      fail(name, i, row, "0 to " + std::to_string(table.size(0) - 1));
+    std::memcpy(to.data<char>() + i * bytes, from + row * bytes, bytes);
+  }
+}
+
 class Stopwatch {
  public:
   // Ends a lap: its time goes to a part.
@@ -74,25 +88,34 @@ class Stopwatch {
 
 }  // namespace
 
-PassSeconds llama_pass(const std::vector<LlamaLayer>& layers, const Tensor& last_norm, double eps,
-                       const Output& x, const Tensor& cos, const Tensor& sin, const Tensor& k_pages,
-                       const Tensor& v_pages, const Tensor& slots, const Tensor& parents,
-                       const Tensor& page_offsets, const Tensor& page_ids, const Tensor& lengths,
-                       const Tensor& leaves, const Output& out, int threads) {
-  const int64_t depth = static_cast<int64_t>(layers.size());
-  require(fits(x, x.dtype(), {kAny, kAny}) && fits(cos, x.dtype(), {x.size(0), kAny}) && depth > 0);
+PassSeconds llama_pass(const std::vector<LlamaLayer>& layers, const Tensor& embedding,
+                       const Tensor& last_norm, double eps, const Tensor& tokens,
+                       const Tensor& positions, const Tensor& cos, const Tensor& sin,
+                       const Tensor& k_pages, const Tensor& v_pages, const Tensor& slots,
+                       const Tensor& parents, const Tensor& page_offsets, const Tensor& page_ids,
+                       const Tensor& lengths, const Tensor& leaves, const Output& out,
+                       int threads) {
+  const int64_t depth = static_cast<int64_t>(layers.size()), rows = tokens.size(0);
+  const DType dtype = embedding.dtype();
+  require(fits(embedding, dtype, {kAny, kAny}) && depth > 0);
+  for (const Tensor* index : {&tokens, &positions}) require(fits(*index, DType::i64, {rows}));
   for (const Tensor* pages : {&k_pages, &v_pages})
-    require(fits(*pages, x.dtype(), {depth, kAny, kAny, kAny, kAny}));
-  const int64_t rows = x.size(0), hidden = x.size(1), d = cos.size(1), kv_heads = k_pages.size(3);
+    require(fits(*pages, dtype, {depth, kAny, kAny, kAny, kAny}));
+  for (const Tensor* turns : {&cos, &sin}) require(fits(*turns, dtype, {kAny, k_pages.size(4)}));
+  const int64_t hidden = embedding.size(1), d = cos.size(1), kv_heads = k_pages.size(3);
   // All layers are as wide as the first.
   const LinearLayer &wide_qkv = std::get<1>(layers[0]), &wide_gate_up = std::get<4>(layers[0]);
   const int64_t heads = wide_qkv.first.size(0) / d - 2 * kv_heads;
   const int64_t inner = wide_gate_up.first.size(0) / 2;
   require(heads >= 1);
 
-  const Buffer normed(x, rows, hidden), added(x, rows, hidden), attended(x, rows, heads * d);
-  const Buffer qkv(x, rows, (heads + 2 * kv_heads) * d), gate_up(x, rows, 2 * inner);
-  Tensor f32 = x;
+  const Tensor& like = embedding;
+  const Buffer stream(like, rows, hidden), cosines(like, rows, d), sines(like, rows, d);
+  const Buffer normed(like, rows, hidden), added(like, rows, hidden);
+  const Buffer attended(like, rows, heads * d), gate_up(like, rows, 2 * inner);
+  const Buffer qkv(like, rows, (heads + 2 * kv_heads) * d);
+  const View& x = stream.all;
+  Tensor f32 = like;
   f32.t.dtype = {dlpack::kFloat, 32, 1};
   const Buffer lse(f32, rows, heads);
   const View q = qkv.heads(0, heads, d), k = qkv.heads(heads, kv_heads, d);
@@ -101,6 +124,9 @@ PassSeconds llama_pass(const std::vector<LlamaLayer>& layers, const Tensor& last
   const View gate = gate_up.columns(0, inner), up = gate_up.columns(inner, inner);
 
   Stopwatch lap;
+  gather(embedding, "tokens", tokens, x);
+  gather(cos, "positions", positions, cosines.all);
+  gather(sin, "positions", positions, sines.all);
   OptionalTensor before;  // what the layer before adds
   for (int64_t at = 0; at < depth; ++at) {
     const auto& [norms, qkv_layer, head_norms, out_layer, gate_up_layer, down_layer, scale,
@@ -113,7 +139,7 @@ PassSeconds llama_pass(const std::vector<LlamaLayer>& layers, const Tensor& last
       rms_norm(q, std::nullopt, head_norms->first, eps, q, threads);
       rms_norm(k, std::nullopt, head_norms->second, eps, k, threads);
     }
-    rotary(turned, cos, sin, threads);
+    rotary(turned, cosines.all, sines.all, threads);
     lap(kOtherLayers);
     const View k_layer = layer_of(k_pages, at), v_layer = layer_of(v_pages, at);
     store_kv(k, v, k_layer, v_layer, slots, threads);

@@ -27,13 +27,15 @@ using LlamaLayer = std::tuple<Norms, LinearLayer, std::optional<Norms>, LinearLa
 enum { kProducts, kAttention, kOtherLayers, kPassParts };
 using PassSeconds = std::array<double, kPassParts>;  // what a pass spent on each
 
-// x [rows, H], the tokens' embeddings, is overwritten; cos, sin [rows, D]; k_pages, v_pages
-// [layers, pages, page_size, Hkv, D]; slots and the tree as for store_kv and prefix_tree_attention.
-PassSeconds llama_pass(const std::vector<LlamaLayer>& layers, const Tensor& last_norm, double eps,
-                       const Output& x, const Tensor& cos, const Tensor& sin, const Tensor& k_pages,
-                       const Tensor& v_pages, const Tensor& slots, const Tensor& parents,
-                       const Tensor& page_offsets, const Tensor& page_ids, const Tensor& lengths,
-                       const Tensor& leaves, const Output& out, int threads);
+// embedding [V, H]; tokens, positions [rows]; cos, sin [P, D], of all positions below P; k_pages,
+// v_pages [layers, pages, page_size, Hkv, D]; slots and the tree as for store_kv and
+// prefix_tree_attention; out [rows, H].
+PassSeconds llama_pass(const std::vector<LlamaLayer>& layers, const Tensor& embedding,
+                       const Tensor& last_norm, double eps, const Tensor& tokens,
+                       const Tensor& positions, const Tensor& cos, const Tensor& sin,
+                       const Tensor& k_pages, const Tensor& v_pages, const Tensor& slots,
+                       const Tensor& parents, const Tensor& page_offsets, const Tensor& page_ids,
+                       const Tensor& lengths, const Tensor& leaves, const Output& out, int threads);
 
 void lm_head_topk(const Tensor& hidden, const Tensor& weight, int64_t k, double temperature,
                   const Output& logprobs, const Output& indices, const Output& logsumexp,

@@ -72,6 +72,7 @@ class PathCache:
         self._free_pages = np.arange(pages - 1, -1, -1, dtype=np.int32)
         self._pages_left = pages
         self.structure = 0  # changes whenever anything but a length does
+        self._under = (-1, np.empty(0, np.int64), np.empty(0, np.int64))  # of tokens_under
         # prompts: the salt and the tokens of a node's full pages; the children of a node by their salt
         # and the tokens of their first page
         self._known: dict[int, tuple[bytes, npt.NDArray[np.int32]]] = {}
@@ -250,13 +251,17 @@ class PathCache:
 
     def tokens_under(self, leaves: Ints) -> int:
         """Tokens of all nodes on the way from the root to `leaves`, each node once."""
-        seen = np.zeros(self.refs.size, bool)
-        nodes = leaves
-        while nodes.size:
-            seen[nodes] = True
-            nodes = self.parent[nodes]
-            nodes = nodes[(nodes > ROOT) & ~seen[nodes]]
-        return int(self.length[seen].sum())
+        structure, known, under = self._under
+        if structure != self.structure or not np.array_equal(leaves, known):
+            seen = np.zeros(self.refs.size, bool)
+            nodes = leaves
+            while nodes.size:
+                seen[nodes] = True
+                nodes = self.parent[nodes]
+                nodes = nodes[(nodes > ROOT) & ~seen[nodes]]
+            under = np.flatnonzero(seen)
+            self._under = self.structure, leaves.copy(), under
+        return int(self.length[under].sum())
 
     def slots(self, leaves: Ints, positions: Ints) -> Ints:
         """Where in the pool the tokens at `positions` (from the root) lie, all of them in their

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ..ops import sample
+from ..ops.sample import row_values, sample
 from .arguments import array_of, for_each, whole_number, whole_numbers
 from .cache import Ints
 from .stops import Stops, Until
@@ -28,6 +28,7 @@ Drawn = tuple[npt.NDArray[np.int32], dict[str, npt.NDArray[np.float32]]]
 # Given the rows that draw and what draws for them, returns what is drawn.
 Source = Callable[[Ints, Callable[[], Drawn]], Drawn]
 EOS, UNTIL, LENGTH, CONTEXT, INVALID, STOPPED = 1, 2, 3, 4, 5, 6
+FILTERS = ("temperature", "top_k", "top_p", "min_p")
 LONG_RUN = 2000  # tokens from which a bar is shown on a terminal
 
 
@@ -56,9 +57,8 @@ def decode(
     mask = checked_mask(mask, n, engine.model.vocab, device)
     if stop_if is not None and not callable(stop_if):
         raise TypeError(f"stop_if: got {type(stop_if).__name__}, expected a callable or None")
-    rows: dict[str, Any] = {
-        name: per_path(name, value, n, device) for name, value in sampling.items()
-    }
+    sampling = {name: per_path(name, value, n, device) for name, value in sampling.items()}
+    draws = Draws(paths, sampling, mask, confidence)
     running = np.flatnonzero(~paths.done)
     paths.ends[running] = np.where(room[running] <= 0, CONTEXT, 0)
     paths.ends[running[(limit[running] <= 0) & (room[running] > 0)]] = LENGTH
@@ -71,7 +71,7 @@ def decode(
         held_interrupts() as check,
     ):
         while running.size:
-            draw = partial(drawn, paths, running, rows, mask, confidence)
+            draw = partial(draws, running)
             tokens, arrays = draw() if source is None else source(running, draw)
             valid = tokens >= 0
             if not valid.all():
@@ -92,7 +92,8 @@ def decode(
             paths.ends[running] = ends
             decoded[running] += 1
             advance(running.size)
-            running = running[ends == 0]
+            if ends.any():
+                running = running[ends == 0]
             paths.cost.took(time.perf_counter() - begun)
             if stop_if is not None and running.size:
                 stop = stop_if(paths, running)
@@ -105,35 +106,45 @@ def decode(
             begun = time.perf_counter()
 
 
-def drawn(
-    paths: Paths,
-    running: Ints,
-    rows: dict[str, Any],
-    mask: torch.Tensor | None,
-    confidence: int,
-) -> Drawn:
-    """The next token of the paths at `running`: one pass of the model, one draw each."""
-    device = paths.engine.device
-    logits = paths.logits(running)
-    keys, ids = paths.sample_identity(running)
-    packed = np.stack([keys, ids, paths.lengths[running]])
-    seed, path_ids, positions = torch.from_numpy(packed).to(device)
-    at = torch.from_numpy(running).to(device)
-    here: dict[str, Any] = {k: v[at] if isinstance(v, torch.Tensor) else v for k, v in rows.items()}
-    found = sample(
-        logits,
-        seed=seed,
-        path_ids=path_ids,
-        positions=positions,
-        mask=mask if mask is None else mask[at],
-        topk=confidence,
-        **here,
-    )
-    values = {"logprobs": found.logprobs, "entropy": found.entropy}
-    if confidence:
-        values["confidence"] = -found.topk_logprobs.mean(-1)
-    tokens = found.tokens.cpu().numpy().astype(np.int32)
-    return tokens, {name: value.cpu().numpy() for name, value in values.items()}
+class Draws:
+    """Draws the next token of running paths: one pass of the model, one draw each.
+
+    What stays as it is from step to step is gathered anew only when other paths run.
+    """
+
+    def __init__(
+        self,
+        paths: Paths,
+        sampling: dict[str, Any],
+        mask: torch.Tensor | None,
+        confidence: int,
+    ) -> None:
+        self.paths, self.sampling, self.mask = paths, sampling, mask
+        self.confidence, self.device = confidence, paths.engine.device
+        self.running: Ints | None = None
+        self.parameters: dict[str, Any] = {}
+
+    def __call__(self, running: Ints) -> Drawn:
+        logits = self.paths.logits(running)
+        if running is not self.running:
+            self.parameters = self._parameters(running)
+            self.running = running
+        positions = torch.from_numpy(self.paths.lengths[running]).to(self.device)
+        found = sample(logits, positions=positions, topk=self.confidence, **self.parameters)
+        values = {"logprobs": found.logprobs, "entropy": found.entropy}
+        if self.confidence:
+            values["confidence"] = -found.topk_logprobs.mean(-1)
+        tokens = found.tokens.cpu().numpy().astype(np.int32)
+        return tokens, {name: value.cpu().numpy() for name, value in values.items()}
+
+    def _parameters(self, running: Ints) -> dict[str, Any]:
+        packed = np.stack(self.paths.sample_identity(running))
+        seed, path_ids = torch.from_numpy(packed).to(self.device)
+        at = torch.from_numpy(running).to(self.device)
+        here = {k: v[at] if isinstance(v, torch.Tensor) else v for k, v in self.sampling.items()}
+        rows = row_values((seed, *(here[name] for name in FILTERS)), "logits", seed)
+        mask = None if self.mask is None else self.mask[at]
+        return dict(zip(("seed", *FILTERS), rows, strict=True), path_ids=path_ids, mask=mask)
 
 
 def per_path(name: str, value: Any, n: int, device: torch.device) -> Any:

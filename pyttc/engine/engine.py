@@ -283,11 +283,11 @@ class Engine:
         Returns:
             The hidden state [paths, H] of each path's last token.
         """
+        if tokens.size == leaves.size:
+            hidden = self._pass(tokens, first, leaves, self.cache.slots(leaves, first))
+            return hidden[: leaves.size]
         rows, columns = ragged(counts)
         positions = first[rows] + columns
-        if rows.size == leaves.size:
-            step_slots = self.cache.slots(leaves, positions)
-            return self._pass(tokens, positions, leaves, step_slots)[: rows.size]
         last = np.cumsum(counts) - 1
         parts = []
         for at in range(0, rows.size, CHUNK):

@@ -3,7 +3,8 @@
 A step of few rows spends more time between the products than in them: a dozen small torch operators and
 as many Python frames a layer. Here all layers are one native call. The weights stay the model's: those of
 products with the same input are laid side by side in memory, and the modules keep views of them. Rotary
-embeddings are the model's own. Hooks set on the modules later are not called.
+embeddings are the model's own, computed once for every position. Hooks set on the modules later are not
+called.
 """
 
 from __future__ import annotations
@@ -12,13 +13,13 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from .. import _C
 from .attention import Step
 from .room import Room
 
 FAMILY = ("llama", "mistral", "qwen2", "qwen3")
+TURNS = 1024  # positions whose rotary embeddings are computed at first
 
 
 class Product(NamedTuple):
@@ -53,24 +54,36 @@ class LlamaPass:
         parameters = list(model.parameters())
         room = Room(len(parameters), sum(parameter.nbytes for parameter in parameters))
         self.layers = [read_layer(layer, config, room) for layer in self.base.layers]
-        fused(room, linears[-1])
+        self.head = fused(room, linears[-1])
         moved = {id(linear.weight) for linear in linears}
         for parameter in parameters:  # one left behind would hold the whole file in memory
             if id(parameter) not in moved:
                 parameter.data = room.take(parameter.shape, parameter.dtype).copy_(parameter.data)
+        self.embedding: torch.Tensor = self.base.embed_tokens.weight
+        self.last_norm: torch.Tensor = self.base.norm.weight
+        self.turns = self._turns(TURNS)
+
+    def _turns(self, positions: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """(cos, sin) [positions, D] of the rotary embedding."""
+        every = torch.arange(positions)[None]
+        cos, sin = self.base.rotary_emb(self.embedding, position_ids=every)
+        return cos[0], sin[0]
 
     def __call__(self, tokens: torch.Tensor, positions: torch.Tensor, step: Step) -> torch.Tensor:
         """[rows, H], after the last norm, of tokens [rows] at positions [rows]."""
-        x = F.embedding(tokens, self.base.embed_tokens.weight)
-        cos, sin = (t[0] for t in self.base.rotary_emb(x[None], position_ids=positions[None]))
-        out, tree = torch.empty_like(x), step.tree
+        known, last = self.turns[0].shape[0], int(positions.max())
+        if last >= known:
+            self.turns = self._turns(max(last + 1, 2 * known))
+        out = self.embedding.new_empty(tokens.shape[0], self.embedding.shape[1])
+        tree = step.tree
         _C.llama_pass(
             self.layers,
-            self.base.norm.weight,
+            self.embedding,
+            self.last_norm,
             self.eps,
-            x,
-            cos,
-            sin,
+            tokens,
+            positions,
+            *self.turns,
             step.k_pages,
             step.v_pages,
             step.slots,
@@ -82,6 +95,13 @@ class LlamaPass:
             out,
             torch.get_num_threads(),
         )
+        return out
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """[rows, V] of hidden states [rows, H]."""
+        weight, bias = self.head
+        out: torch.Tensor = hidden.new_empty(hidden.shape[0], weight.shape[0])
+        _C.linear(hidden, weight, bias, out, torch.get_num_threads())
         return out
 
 

@@ -64,30 +64,32 @@ class RowModel:
         """How many rows a pass over `rows` runs: a number at which the bits of a row are known."""
         return padded_rows(rows, self._weights) if self.invariant else rows
 
-    @torch.inference_mode()
     def hidden(
         self, tokens: torch.Tensor, positions: torch.Tensor, step: attention.Step
     ) -> torch.Tensor:
         """The last hidden states [rows, H] of tokens [rows] at positions [rows]."""
         if self._pass:
             return self._pass(tokens, positions, step)
-        out = self.model.base_model(
-            input_ids=tokens[None],
-            position_ids=positions[None],
-            use_cache=False,
-            pyttc_step=step,
-        )
+        with torch.inference_mode():
+            out = self.model.base_model(
+                input_ids=tokens[None],
+                position_ids=positions[None],
+                use_cache=False,
+                pyttc_step=step,
+            )
         hidden: torch.Tensor = out.last_hidden_state[0]
         return hidden
 
-    @torch.inference_mode()
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """[rows, V] from hidden states [rows, H]."""
-        logits: torch.Tensor = self.head(hidden)
-        if self.softcap is not None:
-            capped = partial(soft_cap, self.softcap)
-            logits = piecewise(capped, logits) if self.invariant else capped(logits)
-        return logits
+        if self._pass:
+            return self._pass.logits(hidden)
+        with torch.inference_mode():
+            logits: torch.Tensor = self.head(hidden)
+            if self.softcap is not None:
+                capped = partial(soft_cap, self.softcap)
+                logits = piecewise(capped, logits) if self.invariant else capped(logits)
+            return logits
 
 
 def shorten_lookups(model: nn.Module) -> None:
