@@ -1,9 +1,9 @@
-// Few rows: bound by reading the weights. They are prefetched one group of weight rows ahead, into
-// the second level, in the order in which they lie: the processor's own prefetcher, for which the
-// rows are too short, then follows. Many rows: bound by the multiply-adds. A register block is 4
-// weight rows times as many rows as there are registers to add up in; its weight rows stay in the
-// first level while all the rows pass by. An element is W partial sums over h (lane i takes every
-// W-th from i on), added as the tree of hsum.
+// Up to 3 rows: bound by reading the weights, one weight row after the other as they lie, which the
+// processor's own prefetcher follows; it does not follow several rows at once. More rows: bound by
+// the multiply-adds. A register block is 4 weight rows times as many rows as there are registers to
+// add up in; its weight rows stay in the first level while all the rows pass by, and the next ones
+// are prefetched into the second, in the order in which they lie. An element is W partial sums over
+// h (lane i takes every W-th from i on), added as the tree of hsum.
 #pragma once
 #include "product.h"
 #include "product_finish.h"
@@ -60,6 +60,7 @@ inline vf hsums(const vf* a) {
   return fold1(fold2(to_quads(a), to_quads(a + 1)), fold2(to_quads(a + 2), to_quads(a + 3)));
 }
 
+constexpr int kFew = 3;              // rows that take one weight row at a time
 constexpr int64_t kNear = 24 << 10;  // bytes of the first level to fill
 
 // What is multiplied: rows are packed as `Packed`, and a vector of them meets a vector of weights
@@ -132,6 +133,19 @@ struct Rows {
   int64_t h;
 };
 
+// The vectors of a register block added up, those of a row and 4 weight rows side by side: quad q
+// is row q % R and the weight rows from q / R * 4 on.
+template <int R, int N>
+inline void add_up(const vf (&sum)[N], int quads, float* out) {
+  for (int first = 0; first < quads; first += W / 4) {
+    float lane[W];
+    store(lane, hsums(sum + first * 4));
+    for (int quad = first; quad < quads && quad < first + W / 4; ++quad)
+      __builtin_memcpy(out + quad % R * kProductBlock + quad / R * 4, lane + (quad - first) * 4,
+                       16);
+  }
+}
+
 // The weights that are used next, as they lie if no gaps are between their rows; every kAhead steps
 // over h fetch so many lines of them.
 struct Prefetch {
@@ -140,15 +154,15 @@ struct Prefetch {
 };
 constexpr int kAhead = 4;
 
-// V weight rows times R rows. Weight rows past `count` are computed as the last one. Inlined: a
+// 4 weight rows times R rows. Weight rows past `count` are computed as the last one. Inlined: a
 // call saves and clears vector registers, a tenth of the time at 768 elements.
-template <class M, int V, int R>
+template <class M, int R>
 [[gnu::always_inline]] inline void register_block(const typename M::T* weight, int64_t stride,
                                                   int count, Rows<M> rows, float* out,
                                                   Prefetch& prefetch) {
-  const typename M::T* w[V];
-  for (int v = 0; v < V; ++v) w[v] = weight + (v < count ? v : count - 1) * stride;
-  vf sum[(V * R + W - 1) / W * W] = {};  // the 4 weight rows of a group and row lie side by side
+  const typename M::T* w[4];
+  for (int v = 0; v < 4; ++v) w[v] = weight + (v < count ? v : count - 1) * stride;
+  vf sum[(4 * R + W - 1) / W * W] = {};
   const char* next = prefetch.next;
   const int lines = prefetch.lines;
   int64_t i = 0;
@@ -160,28 +174,17 @@ template <class M, int V, int R>
       for (const char* end = next + lines * 64; next != end; next += 64)
         __builtin_prefetch(next, 0, 2);
 #pragma GCC unroll 8
-    for (int v = 0; v < V; ++v) {
+    for (int v = 0; v < 4; ++v) {
       const typename M::Vector a = M::weights(w[v] + i, rest...);
 #pragma GCC unroll 8
-      for (int r = 0; r < R; ++r) {
-        vf& s = sum[(v / 4 * R + r) * 4 + v % 4];
-        s = M::multiply_add(s, a, x[r]);
-      }
+      for (int r = 0; r < R; ++r) sum[r * 4 + v] = M::multiply_add(sum[r * 4 + v], a, x[r]);
     }
   };
   for (; i + M::kStep <= rows.h; i += M::kStep) step();
   if (i < rows.h) step(static_cast<int>(rows.h - i));
   prefetch.next = next;
 
-  constexpr int kQuads = V / 4 * R;
-  for (int first_quad = 0; first_quad < kQuads; first_quad += W / 4) {
-    float lane[W];
-    store(lane, hsums(sum + first_quad * 4));
-    for (int q = 0; q < W / 4 && first_quad + q < kQuads; ++q) {
-      const int quad = first_quad + q;
-      __builtin_memcpy(out + quad % R * kProductBlock + quad / R * 4, lane + q * 4, 16);
-    }
-  }
+  add_up<R>(sum, R, out);
 }
 
 // At most R rows with the weight rows of a group.
@@ -191,7 +194,37 @@ inline void some_rows(const typename M::T* w, int64_t stride, int from, int to, 
   if constexpr (R > 1)
     if (n < R) return some_rows<M, R - 1>(w, stride, from, to, count, rows, n, out, prefetch);
   for (int v = from; v < to; v += 4)
-    register_block<M, 4, R>(w + v * stride, stride, count - v, rows, out + v, prefetch);
+    register_block<M, R>(w + v * stride, stride, count - v, rows, out + v, prefetch);
+}
+
+// At most R rows with one weight row at a time. The sums of several are added up together.
+template <class M, int R>
+void few_rows(const typename M::T* weight, int64_t stride, int count, Rows<M> rows, int64_t n,
+              float* out) {
+  if constexpr (R > 1)
+    if (n < R) return few_rows<M, R - 1>(weight, stride, count, rows, n, out);
+  constexpr int V = 16 / R / 4 * 4;
+  vf sum[(V * R + W - 1) / W * W] = {};
+  for (int v = 0; v < count; v += V) {
+    for (int at = v; at < v + V && at < count; ++at) {
+      const typename M::T* w = weight + at * stride;
+      vf s[R];
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) s[r] = zero();
+      int64_t i = 0;
+      const auto step = [&](auto... rest) {
+        const typename M::Vector a = M::weights(w + i, rest...);
+#pragma GCC unroll 8
+        for (int r = 0; r < R; ++r)
+          s[r] = M::multiply_add(s[r], a, M::load(rows.x + r * padded<M>(rows.h) + i));
+      };
+      for (; i + M::kStep <= rows.h; i += M::kStep) step();
+      if (i < rows.h) step(static_cast<int>(rows.h - i));
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) sum[((at - v) / 4 * R + r) * 4 + (at - v) % 4] = s[r];
+    }
+    add_up<R>(sum, V / 4 * R, out + v);
+  }
 }
 
 template <class M>
@@ -199,20 +232,15 @@ void block(const void* weight, int64_t stride, int count, const void* packed, in
            float* out) {
   const auto* w = static_cast<const typename M::T*>(weight);
   const auto* x = static_cast<const typename M::Packed*>(packed);
-  // Lines of the weights that a register block reads in kAhead steps.
-  const auto lines = [](int v) { return v * kAhead * M::kStep * int{sizeof(typename M::T)} / 64; };
-  if (n == 1) {  // twice the weight rows, so that the sums do not wait for each other
-    Prefetch prefetch{reinterpret_cast<const char*>(w + 8 * stride), lines(8)};
-    for (int v = 0; v < count; v += 8)
-      register_block<M, 8, 1>(w + v * stride, stride, count - v, {x, h}, out + v, prefetch);
-    return;
-  }
+  if (n <= kFew) return few_rows<M, kFew>(w, stride, count, {x, h}, n, out);
   // As many weight rows as stay in the first level with a register block's rows.
   const int64_t fit = kNear / (padded<M>(h) * int64_t{sizeof(typename M::Packed)}) - kRows;
   const int group = static_cast<int>(fit < 4 ? 4 : fit / 4 * 4);
   const int blocks = static_cast<int>((n + kRows - 1) / kRows);  // that use the same weights
+  // Lines of the weights that a register block reads in kAhead steps.
+  constexpr int kLines = 4 * kAhead * M::kStep * int{sizeof(typename M::T)} / 64;
   Prefetch prefetch{reinterpret_cast<const char*>(w + group * stride),
-                    (lines(4) + blocks - 1) / blocks};
+                    (kLines + blocks - 1) / blocks};
   for (int from = 0; from < count; from += group) {
     const int to = from + group < count ? from + group : count;
     for (int64_t r = 0; r < n; r += kRows)
