@@ -95,6 +95,19 @@ def test_near_the_largest_number(dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("paths", [1, 64])
+@pytest.mark.parametrize(("tokens", "window", "infinite"), [(5, None, 0), (70, 5, 65), (69, 4, 65)])
+def test_a_value_stays_infinite_beside_what_is_not_there(dtype, paths, tokens, window, infinite):
+    """Kernels take tokens in pairs: one outside the path or its window is nothing, not its neighbour."""
+    gen = torch.Generator().manual_seed(0)
+    k, v = (torch.randn(tokens, 1, 32, generator=gen).to(dtype) for _ in range(2))
+    v[infinite] = torch.inf
+    q = torch.randn(paths, 1, 32, generator=gen).to(dtype)
+    out, _ = Forest([-1], [k], [v], [0] * paths, q).run(window=window)
+    assert (out == torch.inf).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_large_offsets(dtype):
     """A score is a small difference on a large common part, as with a bias in the keys."""
     for seed in range(8):
