@@ -29,6 +29,7 @@ extern "C" void attend(const pyttc::bf16* q, const pyttc::bf16* k, const pyttc::
   static float query[400 * 256], o[400 * 256], m[416], l[416], kt[64 * 256], vp[64 * 256];
   static int first[400];
   __builtin_memset(query, 0xff, sizeof query);
+  __builtin_memset(vp, 0xff, sizeof vp);
   for (int r = 0; r < rows; ++r) {
     attention_amx.query(q + r * dim, dim, query + r * padded);
     m[r] = -kInf;

@@ -206,15 +206,21 @@ def test_tokens_outside_the_window_are_never_read(seed):
         assert same(tuple(t[i : i + 1] for t in before), alone.run(window=window))
 
 
-def test_a_shared_token_that_one_window_has_left_is_not_read_for_it():
-    torch.manual_seed(0)
-    keys, values = ([torch.randn(n, 2, 16) for n in (128, 1, 10)] for _ in range(2))
-    forest = Forest([-1, 0, 0], keys, values, [1, 2], torch.randn(2, 4, 16))
-    before = forest.run(window=40)  # from 89 and from 98 on, in the tile from 64 to 127
-    values[0][93], values[0][70] = torch.nan, torch.nan
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("each", [1, 40])  # paths
+@pytest.mark.parametrize("more", [10, 11])
+def test_a_shared_token_that_one_window_has_left_is_not_read_for_it(dtype, each, more):
+    gen = torch.Generator().manual_seed(0)
+    keys, values = (
+        [torch.randn(n, 2, 16, generator=gen).to(dtype) for n in (128, 1, more)] for _ in range(2)
+    )
+    q = torch.randn(2 * each, 4, 16, generator=gen).to(dtype)
+    forest = Forest([-1, 0, 0], keys, values, [1] * each + [2] * each, q)
+    before = forest.run(window=40)  # from 89 and from 98 or 99 on, in the tile from 64 to 127
+    values[0][87 + more], values[0][70] = torch.nan, torch.nan
     after = forest.run(window=40)
-    assert after[0][0].isnan().all()
-    assert same([t[1] for t in after], [t[1] for t in before])
+    assert after[0][:each].isnan().all()
+    assert same([t[each:] for t in after], [t[each:] for t in before])
 
 
 @axis
