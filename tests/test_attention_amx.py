@@ -52,7 +52,7 @@ extern "C" void attend(const pyttc::bf16* q, const pyttc::bf16* k, const pyttc::
       at.v[t] = v + int64_t{tile * kTile + there} * dim;
     }
     const TileRows next;
-    attention_amx.pack(at, next, rows, dim, padded, kt, vp);
+    attention_amx.pack(at, rows, dim, padded, kt, vp);
     attention_amx.rows({rows, dim, padded, query, kt, vp, &at, &next, m, l, o, at.begin, at.end,
                         low ? first : nullptr, scale, 0.f});
   }

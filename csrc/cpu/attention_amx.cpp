@@ -8,9 +8,9 @@
 namespace pyttc {
 namespace {
 
-void pack(const TileRows& tile, const TileRows& next, int64_t, int64_t dim, int64_t padded,
-          void* k_packed, void* v_packed) {
-  pack_keys(tile, next, dim, static_cast<float*>(k_packed));
+void pack(const TileRows& tile, int64_t, int64_t dim, int64_t padded, void* k_packed,
+          void* v_packed) {
+  pack_keys(tile, dim, static_cast<float*>(k_packed));
   pack_values(tile, kPair, dim, padded, static_cast<float*>(v_packed));
 }
 
@@ -64,10 +64,11 @@ __attribute__((nothrow)) void rows_on_tiles(const AttentionRows& a) {
   alignas(64) float s[(kBlock + 16) * kTile];  // a block of 16 rows may begin at any
   float alpha[kBlock + W];
   const float* kt = static_cast<const float*>(a.k);
+  Ahead ahead(*a.next, a.dim * sizeof(bf16), static_cast<int>(2 * (a.rows + 15) / 16));
   for (int64_t at = 0; at < a.rows; at += kBlock) {
     const int n = static_cast<int>(a.rows - at < kBlock ? a.rows - at : kBlock);
-    if (at == 0) prefetch_values<bf16>(a, 0, kTile / 2);
     for (int r = 0; r < n; r += 16) {
+      ahead();
       const int columns = (a.end + 15) / 16, count = n - r < 16 ? n - r : 16;
       zero_columns();
       for (int64_t d = 0; d < a.dim; d += kPair) {
@@ -78,8 +79,8 @@ __attribute__((nothrow)) void rows_on_tiles(const AttentionRows& a) {
       softmax(s + r * kTile, count, a, a.first ? a.first + at + r : nullptr, a.m + at + r,
               a.l + at + r, alpha + r, keep_pairs);
     }
-    if (at == 0) prefetch_values<bf16>(a, kTile / 2, kTile);
     for (int r = 0; r < n;) {
+      ahead();
       int next = n < r + 16 ? n : r + 16;
       const int from = a.first ? a.first[at + r] : a.begin;
       if (a.first)

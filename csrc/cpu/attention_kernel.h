@@ -28,7 +28,7 @@ void query(const void* q_, int64_t dim, float* row) {
 
 // K^T [dim][kTile]
 template <class T>
-void pack_keys(const TileRows& tile, const TileRows& next, int64_t dim, float* kt) {
+void pack_keys(const TileRows& tile, int64_t dim, float* kt) {
   const int64_t whole = dim / W * W;
   for (int t = tile.begin / W * W; t < tile.end; t += W) {
     const T* row[W];
@@ -37,7 +37,6 @@ void pack_keys(const TileRows& tile, const TileRows& next, int64_t dim, float* k
     int64_t d = 0;
     for (; d < whole; d += W) {
       for (int i = 0; i < W; ++i) x[i] = load(row[i] + d);
-      for (int i = 0; i < W; ++i) prefetch<T>(next.k[t + i], d);
       transpose(x);
       for (int i = 0; i < W; ++i) store(kt + (d + i) * kTile + t, x[i]);
     }
@@ -199,8 +198,9 @@ inline void in_blocks(int n, F f) {
 // o = alpha * o + weights times the values of tokens [from, a.end), for n rows from `at` on.
 template <class B>
 void weighted(const AttentionRows& a, const float* p, int64_t at, int n, int from,
-              const float* alpha, B b) {
+              const float* alpha, B b, Ahead& ahead) {
   in_blocks(n, [&](int r, int count) {
+    ahead();
     for (int64_t d = 0; d < a.dim; d += kVectors * W) {
       const int64_t left = (a.dim - d + W - 1) / W;
       kValues<B>[(left < kVectors ? left : kVectors) - 1][count - 1](
@@ -222,9 +222,9 @@ struct Plain {
   using Step = Elements;
   static constexpr int kInPlace = 2 * kRows;
   static constexpr auto query = pyttc::query<T>;
-  static void pack(const TileRows& tile, const TileRows& next, int64_t rows, int64_t dim,
-                   int64_t padded, void* k_packed, void* v_packed) {
-    pack_keys<T>(tile, next, dim, static_cast<float*>(k_packed));
+  static void pack(const TileRows& tile, int64_t rows, int64_t dim, int64_t padded, void* k_packed,
+                   void* v_packed) {
+    pack_keys<T>(tile, dim, static_cast<float*>(k_packed));
     if (!in_place<Plain>(rows, dim))
       pack_values<T>(tile, dim, padded, static_cast<float*>(v_packed));
   }
@@ -246,9 +246,9 @@ struct Paired {
   using Step = Pairs;
   static constexpr int kInPlace = 6 * kRows;
   static constexpr auto query = query_pairs;
-  static void pack(const TileRows& tile, const TileRows& next, int64_t rows, int64_t dim,
-                   int64_t padded, void* k_packed, void* v_packed) {
-    pack_keys(tile, next, dim, static_cast<float*>(k_packed));
+  static void pack(const TileRows& tile, int64_t rows, int64_t dim, int64_t padded, void* k_packed,
+                   void* v_packed) {
+    pack_keys(tile, dim, static_cast<float*>(k_packed));
     if (!in_place<Paired>(rows, dim))
       pack_values(tile, 2, dim, padded, static_cast<float*>(v_packed));
   }
@@ -283,12 +283,14 @@ void rows(const AttentionRows& a) {
   float alpha[kBlock + W];
   const float* kt = static_cast<const float*>(a.k);
   const int vectors = (a.end + W - 1) / W;
+  Ahead ahead(*a.next, a.dim * sizeof(typename M::T),
+              static_cast<int>(2 * (a.rows + kRows - 1) / kRows));
   for (int64_t at = 0; at < a.rows; at += kBlock) {
     const int n = static_cast<int>(a.rows - at < kBlock ? a.rows - at : kBlock);
     const float* q = a.q + at * a.padded;
     const int* first = a.first ? a.first + at : nullptr;
-    if (at == 0) prefetch_values<typename M::T>(a, 0, kTile / 2);
     in_blocks(n, [&](int r, int count) {
+      ahead();
       for (int v = 0; v < vectors; v += kVectors) {
         const int width = vectors - v < kVectors ? vectors - v : kVectors;
         kScores<Step>[width - 1][count - 1](q + r* a.padded, a.padded, kt + v* W, a.dim,
@@ -298,14 +300,13 @@ void rows(const AttentionRows& a) {
     for (int r = 0; r < n; r += W)
       softmax(s + r * kTile, n - r < W ? n - r : W, a, first ? first + r : nullptr, a.m + at + r,
               a.l + at + r, alpha + r, M::keep);
-    if (at == 0) prefetch_values<typename M::T>(a, kTile / 2, kTile);
     // Rows whose windows begin at one token go together: a value none of them sees is not read.
     for (int r = 0, next; r < n; r = next) {
       const int from = first ? first[r] : a.begin;
       for (next = first ? r + 1 : n; next < n && first[next] == from;) ++next;
       if (from < a.end)
         M::with_values(a, from, [&](auto values) {
-          weighted(a, s + r * kTile, at + r, next - r, from, alpha + r, values);
+          weighted(a, s + r * kTile, at + r, next - r, from, alpha + r, values, ahead);
         });
     }
   }

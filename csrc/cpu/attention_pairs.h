@@ -22,12 +22,11 @@ void query_pairs(const void* q, int64_t dim, float* row) {
 }
 
 // [dim / 2][kTile][2]
-void pack_keys(const TileRows& tile, const TileRows& next, int64_t dim, float* packed) {
+void pack_keys(const TileRows& tile, int64_t dim, float* packed) {
   for (int t = tile.begin / W * W; t < tile.end; t += W)
     for (int64_t d = 0; d < dim; d += kPair) {
       vf x[W];
       for (int i = 0; i < W; ++i) x[i] = {_mm512_castsi512_ps(row_of(tile.k[t + i], d, dim))};
-      for (int i = 0; i < W; ++i) prefetch<bf16>(next.k[t + i], d);
       transpose(x);
       for (int i = 0; i < W; ++i) store(packed + (d / 2 + i) * kTile + t, x[i]);
     }

@@ -13,19 +13,29 @@ constexpr int kTileVectors = kTile / W;
 // overflow.
 constexpr float kSmall = 0x1p-20f;
 
-// The line of element d of a row, into the second level.
-template <class T>
-inline void prefetch(const void* row, int64_t d) {
-  __builtin_prefetch(static_cast<const T*>(row) + d, 0, 2);
-}
+// Brings the next tile's keys and values into the second level, a share with each of `times` calls:
+// they are too short, and too far from one another, for the processor to foresee them, and all at
+// once would fill its queues.
+class Ahead {
+ public:
+  Ahead(const TileRows& next, int64_t bytes, int times)
+      : next_(next), bytes_(bytes), share_((2 * kTile + times - 1) / times) {}
 
-// The values of tokens [from, to) of the next tile.
-template <class T>
-inline void prefetch_values(const AttentionRows& a, int from, int to) {
-  constexpr int64_t line = 64 / sizeof(T);
-  for (int t = from; t < to; ++t)
-    for (int64_t d = 0; d < a.dim; d += line) prefetch<T>(a.next->v[t], d);
-}
+  void operator()() {
+    const int end = at_ + share_ < 2 * kTile ? at_ + share_ : 2 * kTile;
+    for (; at_ < end; ++at_) {
+      const void* row = at_ < kTile ? next_.k[at_] : next_.v[at_ - kTile];
+      for (int64_t byte = 0; byte < bytes_; byte += 64)
+        __builtin_prefetch(static_cast<const char*>(row) + byte, 0, 2);
+    }
+  }
+
+ private:
+  const TileRows& next_;
+  const int64_t bytes_;
+  const int share_;
+  int at_ = 0;
+};
 
 // Transposes W vectors of W.
 #if defined(__AVX512F__)

@@ -29,11 +29,9 @@ struct AttentionRows {
 struct AttentionKernels {
   // One query row as float32, padded with zeros.
   void (*query)(const void* q, int64_t dim, float* row);
-  // A tile's tokens from their rows, for `rows` of so many. The keys of the tile after are
-  // prefetched meanwhile, its values by `rows`: they are too short, and too far from one another,
-  // for the processor to foresee them, and all at once would fill its queues.
-  void (*pack)(const TileRows& tile, const TileRows& next, int64_t rows, int64_t dim,
-               int64_t padded, void* k_packed, void* v_packed);
+  // A tile's tokens from their rows, for `rows` of so many.
+  void (*pack)(const TileRows& tile, int64_t rows, int64_t dim, int64_t padded, void* k_packed,
+               void* v_packed);
   void (*rows)(const AttentionRows& a);
   // out = sum over chunks of weight[i] * o[i], divided by `sum`.
   void (*finish)(const float* const* o, const float* weight, int64_t chunks, float sum, int64_t dim,
