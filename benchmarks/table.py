@@ -100,6 +100,43 @@ def shares(row: dict[str, Any]) -> str:
     return ", ".join(f"{part} {percent(share)}" for part, share in parts.items())
 
 
+def over_best(row: dict[str, Any], bits: int) -> float | None:
+    """pyttc's tokens a second over those of the best other engine with weights of 8, or of 16 bits or more."""
+    engines = row["engines"]
+    ours = engines.get("pyttc", {}).get("tokens_per_second", 0)
+    others = [
+        e.get("tokens_per_second", 0)
+        for name, e in engines.items()
+        if name != "pyttc" and (e["dtype"] == "int8") == (bits == 8)
+    ]
+    best = max(others, default=0)
+    return ours / best if ours and best else None
+
+
+def peer_summary() -> list[str]:
+    """What the README says of the other engines."""
+    parts = []
+    for rows in committed("rows/peers").values():
+        last, ranges = max(rows, key=lambda row: row["date"]), []
+        for title, chosen in (
+            ("8 paths or more", [r for r in rows if r["shape"]["paths"] >= 8]),
+            ("a single path", [r for r in rows if r["shape"]["paths"] == 1]),
+        ):
+            for bits in (16, 8):
+                known = [x for r in chosen if (x := over_best(r, bits))]
+                if known:
+                    span = f"{min(known):.2f} to {max(known):.2f} times in {len(known)} cells"
+                    ranges.append(f"- {title}, weights of {bits} bits: {span}")
+        parts += [
+            f"Tokens a second over those of the best other engine, one and two threads, prompts of 128 to "
+            f"4,096 tokens ({last['device']}, {last['isa']}; {last['date']}, {last['commit']}):",
+            "",
+            *ranges,
+            "",
+        ]
+    return parts
+
+
 def peer_lines(rows: list[dict[str, Any]]) -> list[str]:
     """A Markdown table of rows of bench_peers: tokens a second, and pyttc's over the best of the others with
     weights of 16 bits or more."""
@@ -109,12 +146,11 @@ def peer_lines(rows: list[dict[str, Any]]) -> list[str]:
     for row in rows:
         engines = row["engines"]
         speeds = {name: engines.get(name, {}).get("tokens_per_second", 0) for name in names}
-        others = [speeds[n] for n in engines if n != "pyttc" and engines[n]["dtype"] != "int8"]
-        ours, best = speeds["pyttc"], max(others, default=0)
+        ratio = over_best(row, 16)
         table.append(
             [str(row["shape"]["prompt"]), str(row["shape"]["paths"]), str(row["threads"])]
             + [f"{speeds[name]:.0f}" if speeds[name] else "-" for name in names]
-            + [f"{ours / best:.2f}" if ours and best else "-"]
+            + [f"{ratio:.2f}" if ratio else "-"]
         )
     return ["| " + " | ".join(cells) + " |" for cells in table]
 
@@ -186,6 +222,7 @@ def tables(rows: list[dict[str, Any]]) -> list[str]:
 def block() -> str:
     """What stands between the README's markers."""
     parts = [line for rows in committed().values() for line in tables(headlines(rows))]
+    parts += peer_summary()
     return "\n".join([BEGIN, "", *parts, END])
 
 

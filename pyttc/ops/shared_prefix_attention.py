@@ -51,6 +51,9 @@ def shared_prefix_attention(
         (out, lse): out [G, N, Hq, D] like q; lse [G, N, Hq] float32 (float64 for float64), natural
         log. A path without tokens has out 0 and lse -inf.
 
+    Sums are float32. GPUs, and processors that multiply pairs of bfloat16, round exp(s - max(s)) to
+    q's dtype before it meets V, as torch's own kernels do; lse knows nothing of it.
+
     Raises:
         ValueError, TypeError: for an argument of another shape, dtype, stride or device, or a
             length out of range, before anything is written.
