@@ -101,7 +101,7 @@ def shares(row: dict[str, Any]) -> str:
 
 
 def over_best(row: dict[str, Any], bits: int) -> float | None:
-    """pyttc's tokens a second over those of the best other engine with weights of 8, or of 16 bits or more."""
+    """pyttc's tokens a second over those of the best other engine with 8-bit weights, or with wider ones."""
     engines = row["engines"]
     ours = engines.get("pyttc", {}).get("tokens_per_second", 0)
     others = [
