@@ -174,7 +174,7 @@ def test_positions_show_nowhere_in_when_they_were_prepared(tmp_path: Any, monkey
     """Rotary embeddings come from a table, which grows."""
     folder, found, prompt = tiny_models.make("llama", tmp_path), [], [3, 5, 7] * 30
     for size in (1, 16, 1024):
-        monkeypatch.setattr(llama, "TURNS", size)
+        monkeypatch.setattr(llama, "POSITIONS", size)
         paths = Engine.from_pretrained(folder, memory="8MiB").prefill([prompt, [11]]).fork(2)
         paths.decode(max_new_tokens=3, temperature=0.0)
         found.append((paths.tokens, paths.hidden()))

@@ -28,7 +28,7 @@ Drawn = tuple[npt.NDArray[np.int32], dict[str, npt.NDArray[np.float32]]]
 # Given the rows that draw and what draws for them, returns what is drawn.
 Source = Callable[[Ints, Callable[[], Drawn]], Drawn]
 EOS, UNTIL, LENGTH, CONTEXT, INVALID, STOPPED = 1, 2, 3, 4, 5, 6
-FILTERS = ("temperature", "top_k", "top_p", "min_p")
+SAMPLING = ("temperature", "top_k", "top_p", "min_p")
 LONG_RUN = 2000  # tokens from which a bar is shown on a terminal
 
 
@@ -58,7 +58,7 @@ def decode(
     if stop_if is not None and not callable(stop_if):
         raise TypeError(f"stop_if: got {type(stop_if).__name__}, expected a callable or None")
     sampling = {name: per_path(name, value, n, device) for name, value in sampling.items()}
-    draws = Draws(paths, sampling, mask, confidence)
+    sampler = Sampler(paths, sampling, mask, confidence)
     running = np.flatnonzero(~paths.done)
     paths.ends[running] = np.where(room[running] <= 0, CONTEXT, 0)
     paths.ends[running[(limit[running] <= 0) & (room[running] > 0)]] = LENGTH
@@ -71,7 +71,7 @@ def decode(
         held_interrupts() as check,
     ):
         while running.size:
-            draw = partial(draws, running)
+            draw = partial(sampler, running)
             tokens, arrays = draw() if source is None else source(running, draw)
             valid = tokens >= 0
             if not valid.all():
@@ -106,7 +106,7 @@ def decode(
             begun = time.perf_counter()
 
 
-class Draws:
+class Sampler:
     """Draws the next token of running paths: one pass of the model, one draw each.
 
     What stays as it is from step to step is gathered anew only when other paths run.
@@ -142,9 +142,9 @@ class Draws:
         seed, path_ids = torch.from_numpy(packed).to(self.device)
         at = torch.from_numpy(running).to(self.device)
         here = {k: v[at] if isinstance(v, torch.Tensor) else v for k, v in self.sampling.items()}
-        rows = row_values((seed, *(here[name] for name in FILTERS)), "logits", seed)
+        rows = row_values((seed, *(here[name] for name in SAMPLING)), "logits", seed)
         mask = None if self.mask is None else self.mask[at]
-        return dict(zip(("seed", *FILTERS), rows, strict=True), path_ids=path_ids, mask=mask)
+        return dict(zip(("seed", *SAMPLING), rows, strict=True), path_ids=path_ids, mask=mask)
 
 
 def per_path(name: str, value: Any, n: int, device: torch.device) -> Any:

@@ -19,7 +19,7 @@ from .attention import Step
 from .room import Room
 
 FAMILY = ("llama", "mistral", "qwen2", "qwen3")
-TURNS = 1024  # positions whose rotary embeddings are computed at first
+POSITIONS = 1024  # whose rotary embeddings are computed at first
 
 
 class Product(NamedTuple):
@@ -61,9 +61,9 @@ class LlamaPass:
                 parameter.data = room.take(parameter.shape, parameter.dtype).copy_(parameter.data)
         self.embedding: torch.Tensor = self.base.embed_tokens.weight
         self.last_norm: torch.Tensor = self.base.norm.weight
-        self.turns = self._turns(TURNS)
+        self.rotary = self._rotary(POSITIONS)
 
-    def _turns(self, positions: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def _rotary(self, positions: int) -> tuple[torch.Tensor, torch.Tensor]:
         """(cos, sin) [positions, D] of the rotary embedding."""
         every = torch.arange(positions)[None]
         cos, sin = self.base.rotary_emb(self.embedding, position_ids=every)
@@ -71,9 +71,9 @@ class LlamaPass:
 
     def __call__(self, tokens: torch.Tensor, positions: torch.Tensor, step: Step) -> torch.Tensor:
         """[rows, H], after the last norm, of tokens [rows] at positions [rows]."""
-        known, last = self.turns[0].shape[0], int(positions.max())
+        known, last = self.rotary[0].shape[0], int(positions.max())
         if last >= known:
-            self.turns = self._turns(max(last + 1, 2 * known))
+            self.rotary = self._rotary(max(last + 1, 2 * known))
         out = self.embedding.new_empty(tokens.shape[0], self.embedding.shape[1])
         tree = step.tree
         _C.llama_pass(
@@ -83,7 +83,7 @@ class LlamaPass:
             self.eps,
             tokens,
             positions,
-            *self.turns,
+            *self.rotary,
             step.k_pages,
             step.v_pages,
             step.slots,
