@@ -21,8 +21,7 @@ constexpr int64_t kItemFloats = 24576;
 // Tiles of one chunk that the paths below a node read, for one KV head. A full tile belongs to the
 // node that holds its last token, the rest of a path to the node the path ends in.
 struct Item {
-  int64_t node, tile, tile_end, token_end, path, path_end;
-  int head, wave;
+  int64_t node, tile, tile_end, token_end, path, path_end, head, wave;
 };
 
 // The forest in the order of its paths: those below a node are neighbours, those that end in it
@@ -145,18 +144,7 @@ class Run {
       }
       states_.reset(new float[elements({slots, call_.heads, padded_ + 2})]);
       make_items(begin, path);
-      for (size_t i = 0; i < items_.size();) {
-        size_t end = i;
-        while (end < items_.size() && items_[end].wave == items_[i].wave) ++end;
-        // Items begin in order, so the next one of this thread is about as many on as there are
-        // threads.
-        const int64_t ahead = std::max(1, call_.threads);
-        parallel_for(end - i, call_.threads, [&](int64_t k) {
-          const size_t next = i + k + ahead;
-          run(items_[i + k], next < end ? &items_[next] : nullptr);
-        });
-        i = end;
-      }
+      for (size_t i = 0; i < items_.size();) i = run_wave(i);
       constexpr int64_t kRowsAnItem = 64;
       const int64_t rows = (path - begin) * call_.heads;
       parallel_for((rows + kRowsAnItem - 1) / kRowsAnItem, call_.threads, [&](int64_t k) {
@@ -183,26 +171,34 @@ class Run {
     // Of each node: the last chunk in which it or a node above owns a tile, and the wave of that
     // item.
     struct Last {
-      int64_t chunk;
-      int wave;
+      int64_t chunk, wave;
     };
     std::vector<Last> last(call_.nodes.size(), Last{-1, 0});
-    int waves = 1;
+    int64_t waves = 1;
+    const int64_t share = std::max<int64_t>(1, call_.kv_heads / std::max(1, call_.threads));
+    std::vector<Item> parts;
     const auto add = [&](int64_t node, Last& before, int64_t tile, int64_t tile_end,
                          int64_t token_end, int64_t first, int64_t end) {
       first = std::max(first, path_begin);
       end = std::min(end, path_end);
+      parts.clear();
       while (tile < tile_end && first < end) {
         const int64_t chunk = tile / kChunkTiles;
         const int64_t stop = std::min(tile_end, (chunk + 1) * kChunkTiles);
         before = {chunk, before.chunk == chunk ? before.wave + 1 : 0};
         waves = std::max(waves, before.wave + 1);
-        for (int64_t p = first; p < end; p += item_paths_)
-          for (int head = 0; head < call_.kv_heads; ++head)
-            items_.push_back({node, tile, stop, std::min(token_end, stop * kTile), p,
-                              std::min(end, p + item_paths_), head, before.wave});
+        parts.push_back(
+            {node, tile, stop, std::min(token_end, stop * kTile), 0, 0, 0, before.wave});
         tile = stop;
       }
+      // Threads that share a long node go through its tokens side by side, each for some heads.
+      for (int64_t head = 0; head < call_.kv_heads; head += share)
+        for (Item item : parts)
+          for (item.path = first; item.path < end; item.path = item.path_end) {
+            item.path_end = std::min(end, item.path + item_paths_);
+            for (item.head = head; item.head < std::min(head + share, call_.kv_heads); ++item.head)
+              items_.push_back(item);
+          }
     };
     for (int64_t node : plan_.nodes) {
       if (!plan_.below[node]) continue;
@@ -221,6 +217,28 @@ class Run {
     if (waves > 1)
       std::stable_sort(items_.begin(), items_.end(),
                        [](const Item& a, const Item& b) { return a.wave < b.wave; });
+  }
+
+  // Runs the items of the wave that begins at `first`, shared out to threads by what they cost;
+  // returns where the next wave begins.
+  size_t run_wave(size_t first) {
+    // As measured: turning keys costs as much as 12 rows, beginning an item as 16 tokens.
+    const auto cost = [&](const Item& item) {
+      return (item.token_end - item.tile * kTile + 16) *
+             ((item.path_end - item.path) * group_ + 12);
+    };
+    const int threads = std::max(1, call_.threads);
+    int64_t all = 0, before = 0;
+    size_t end = first;
+    for (; end < items_.size() && items_[end].wave == items_[first].wave; ++end)
+      all += cost(items_[end]);
+    std::vector<int64_t> ranges(1, first);
+    for (size_t i = first; i < end; before += cost(items_[i++]))
+      while (before * threads >= all * static_cast<int64_t>(ranges.size())) ranges.push_back(i);
+    ranges.resize(threads + 1, end);
+    parallel_ranges(ranges,
+                    [&](size_t i) { run(items_[i], i + 1 < end ? &items_[i + 1] : nullptr); });
+    return end;
   }
 
   // The rows of an item's tile that some path of it sees.

@@ -12,7 +12,6 @@ namespace {
 
 constexpr int64_t kListed = 1024;  // the longest top_k taken from the scan's best columns
 constexpr int64_t kNucleus = 128;  // the columns looked at for top_p and min_p alone
-constexpr int64_t kMany = 16;      // draws from one row that pay for a guide
 // A scan's sums are in float within a block: what this share of them would decide is decided again,
 // more exactly.
 constexpr double kDoubt = 3e-7;
@@ -84,12 +83,28 @@ void cumulate(const BlockStat* blocks, int64_t n, double ref, std::vector<double
   }
 }
 
+// The first entry above a target that the last exceeds. Without a branch on what is found, so that
+// the searches of many draws go on beside one another.
 int64_t first_above(const std::vector<double>& cumulative, double target) {
-  return std::upper_bound(cumulative.begin(), cumulative.end(), target) - cumulative.begin();
+  const double* first = cumulative.data();
+  for (int64_t n = cumulative.size(); n > 1;) {
+    const int64_t half = n / 2;
+    first += half * (first[half - 1] <= target);
+    n -= half;
+  }
+  return first - cumulative.data();
 }
 
-// u * total may round up to the total: then it is the last column with any mass.
-double below(double target, double total) { return std::min(target, std::nextafter(total, 0.)); }
+// What u draws from a total. Their product may round up to the total: then it is the last column
+// with any mass.
+class Targets {
+ public:
+  explicit Targets(double total) : total_(total), most_(std::nextafter(total, 0.)) {}
+  double operator()(double u) const { return std::min(u * total_, most_); }
+
+ private:
+  double total_, most_;
+};
 
 }  // namespace
 
@@ -226,7 +241,6 @@ void Kept::use_blocks(const ScannedRow& scanned, const Filter* filter) {
   ref_ = scanned.totals.ref;
   log2_sum_ = scanned.totals.log2_sum;
   cumulate(scanned.blocks.data(), blocks_of(row_->v), ref_, cumulative_);
-  refined_.clear();
 }
 
 void Kept::refine() {
@@ -247,74 +261,59 @@ const void* Kept::columns_of(int64_t block) const {
   return row_->columns(block * kBlock, std::min(row_->v, (block + 1) * kBlock));
 }
 
-Kept::Place Kept::place(int64_t block, const std::vector<double>& cumulative, double target) {
-  const BlockStat& stat = scanned_->blocks[block];
-  double* groups = &groups_[block * kGroups];
-  if (!have_groups_[block])
-    row_->kernels.groups(columns_of(block), row_->v, block, filter_, scale_, stat, groups);
-  have_groups_[block] = 1;
-  // From units of the row's reference to the block's.
-  const double rest =
-      (target - (block ? cumulative[block - 1] : 0)) / power_of_two(stat.ref - ref_);
-  int group = 0;
-  for (int g = 0; g < kGroups; ++g) group += groups[g] <= rest;
-  // Where rounding leaves the groups short of the block's own sum, the last with any weight is
-  // meant.
-  if (group == kGroups)
-    for (--group; group > 0 && !(groups[group] > groups[group - 1]);) --group;
-  return {block * kGroups + group, rest - (group ? groups[group - 1] : 0)};
-}
-
-int64_t Kept::column(const Place& place, double& margin) const {
-  const int64_t block = place.group / kGroups;
-  const BlockStat& stat = scanned_->blocks[block];
-  const int64_t column = row_->kernels.column(columns_of(block), row_->v, place.group, place.rest,
-                                              filter_, scale_, stat, margin);
-  margin *= power_of_two(stat.ref - ref_);
-  return column;
+void Kept::locate(const std::vector<double>& cumulative, const double* u, int64_t* columns) {
+  const int64_t n = draws_.size();
+  const Targets target(cumulative.back());
+  const auto unit = [&](int64_t block) { return power_of_two(scanned_->blocks[block].ref - ref_); };
+  blocks_.resize(n);
+  order_.resize(n);
+  masses_.resize(n);
+  margins_.resize(n);
+  found_.resize(n);
+  int32_t lowest = INT32_MAX, highest = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    const int32_t block = static_cast<int32_t>(first_above(cumulative, target(u[draws_[i]])));
+    blocks_[i] = block;
+    lowest = std::min(lowest, block);
+    highest = std::max(highest, block);
+  }
+  starts_.assign(highest - lowest + 2, 0);
+  for (const int32_t block : blocks_) ++starts_[block - lowest + 1];
+  for (size_t i = 1; i < starts_.size(); ++i) starts_[i] += starts_[i - 1];
+  for (int64_t i = 0; i < n; ++i) {
+    const int32_t block = blocks_[i], at = starts_[block - lowest]++;
+    order_[at] = draws_[i];
+    masses_[at] = (target(u[draws_[i]]) - (block ? cumulative[block - 1] : 0)) / unit(block);
+  }
+  for (int64_t begin = 0, block = lowest; block <= highest; ++block) {
+    const int64_t end = starts_[block - lowest];
+    if (begin == end) continue;
+    row_->kernels.columns_at(columns_of(block), row_->v, block, filter_, scale_,
+                             scanned_->blocks[block], &masses_[begin], end - begin, &found_[begin],
+                             &margins_[begin]);
+    for (; begin < end; ++begin) {
+      columns[order_[begin]] = found_[begin];
+      margins_[begin] *= unit(block);
+    }
+  }
 }
 
 void Kept::draw(const double* u, int64_t n, int64_t* columns) {
-  const int64_t size = cumulative_.size();
-  const double total = cumulative_[size - 1];
-  const bool many = n >= kMany;
-  if (many) {
-    guide_.resize(size);
-    int32_t at = 0;
-    for (int64_t j = 0; j < size; ++j) {
-      while (cumulative_[at] <= total * j / size && at < size - 1) ++at;
-      guide_[j] = at;
-    }
+  if (listed_) {
+    const Targets target(cumulative_.back());
+    for (int64_t i = 0; i < n; ++i)
+      columns[i] = list_[first_above(cumulative_, target(u[i]))].first;
+    return;
   }
-  // One step for all draws, then the next: a mispredicted branch of one draw holds up no other's
-  // arithmetic.
-  for (int64_t draw = 0; draw < n; ++draw) {
-    const double target = below(u[draw] * total, total);
-    int64_t i;
-    if (many) {
-      i = guide_[static_cast<int64_t>(u[draw] * size)];
-      while (i > 0 && cumulative_[i - 1] > target) --i;
-      while (cumulative_[i] <= target) ++i;
-    } else {
-      i = first_above(cumulative_, target);
-    }
-    columns[draw] = listed_ ? list_[i].first : i;
-  }
-  if (listed_) return;
-
-  places_.resize(n);
-  groups_.resize(size * kGroups);
-  have_groups_.assign(size, 0);
-  for (int64_t draw = 0; draw < n; ++draw)
-    places_[draw] = place(columns[draw], cumulative_, below(u[draw] * total, total));
-  for (int64_t draw = 0; draw < n; ++draw) {
-    double margin;
-    columns[draw] = column(places_[draw], margin);
-    if (margin >= kDoubt * total) continue;
-    if (refined_.empty()) refine();
-    const double target = below(u[draw] * refined_.back(), refined_.back());
-    columns[draw] = column(place(first_above(refined_, target), refined_, target), margin);
-  }
+  draws_.resize(n);
+  std::iota(draws_.begin(), draws_.end(), 0);
+  locate(cumulative_, u, columns);
+  draws_.clear();
+  for (int64_t i = 0; i < n; ++i)
+    if (margins_[i] < kDoubt * cumulative_.back()) draws_.push_back(order_[i]);
+  if (draws_.empty()) return;
+  refine();
+  locate(refined_, u, columns);
 }
 
 }  // namespace pyttc

@@ -39,11 +39,6 @@ class Kept {
   }
 
  private:
-  struct Place {
-    int64_t group;
-    double rest;  // to the target from the start of the group, in units of the block's reference
-  };
-
   void use_list(const uint64_t* keys, const double* weights, int64_t n);
   void use_blocks(const ScannedRow& scanned, const Filter* filter);
   // Keeps the nucleus of a row with these totals and largest value, unless it is not found or its
@@ -55,9 +50,9 @@ class Kept {
   // Fills refined_: the sums of the heaviest blocks again, in double precision.
   void refine();
   const void* columns_of(int64_t block) const;
-  Place place(int64_t block, const std::vector<double>& cumulative, double target);
-  // `margin` is how far the target is from where another column begins.
-  int64_t column(const Place& place, double& margin) const;
+  // The columns of the draws in draws_, by the blocks' cumulative masses; their order and margins
+  // are left in order_ and margins_.
+  void locate(const std::vector<double>& cumulative, const double* u, int64_t* columns);
 
   const Row* row_ = nullptr;
   Scale scale_;
@@ -73,12 +68,11 @@ class Kept {
   // Columns around a nucleus' end: order keys, values and weights.
   std::vector<uint64_t> near_;
   std::vector<float> near_values_, near_weights_;
-  // Of draws: where a search for one starts, where each falls, and the cumulative group sums of the
-  // blocks they fall in.
-  std::vector<int32_t> guide_;
-  std::vector<Place> places_;
-  std::vector<double> groups_;
-  std::vector<char> have_groups_;
+  // Of draws, in the order of their blocks: which they are, their masses within their blocks, and
+  // the columns found.
+  std::vector<int32_t> draws_, blocks_, starts_, order_;
+  std::vector<double> masses_, margins_;
+  std::vector<int64_t> found_;
 };
 
 }  // namespace pyttc

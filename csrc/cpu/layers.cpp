@@ -9,7 +9,7 @@
 namespace pyttc {
 namespace {
 
-constexpr int64_t kEnough = 32768;  // elements that are worth another thread
+constexpr int64_t kEnough = 16384;  // elements that are worth another thread
 
 const LayerKernels& kernels(DType dtype) {
   const Layers& layers = pick(layers_generic, layers_avx2, layers_avx512);

@@ -31,6 +31,10 @@ template <>
 inline vf rounded<float>(vf a) {
   return a;
 }
+template <>
+inline vf rounded<bf16>(vf a) {
+  return nearest_bf16(a);
+}
 
 template <class T>
 void rms_norm(void* x_, const void* added, const void* weight, float eps, int64_t h, void* out) {

@@ -1,6 +1,6 @@
-// What follows a scan, a few columns at a time: the weights of some, where a draw falls, the
-// columns of a range of values. Bound by what waits for what, so sums of lanes and running sums are
-// made many at once.
+// What follows a scan, a few columns at a time: the weights of some, where draws fall, the columns
+// of a range of values. Bound by what waits for what, so sums of lanes and running sums are made
+// many at once, and all draws of a block share its weights.
 #pragma once
 #include "row_scan_kernel.h"
 
@@ -121,34 +121,8 @@ double refined_sum(const void* row, int64_t v, int64_t block, const Filter* filt
   return sum[0];
 }
 
-// The sums of 16 groups' columns. Doubles of four groups end in one register, as a matrix is
-// transposed, where lane_sum would wait for each of theirs.
-#if defined(__AVX512F__)
-inline __m512d two_sums(vf a, vf b) {
-  const auto eight = [](vf e) {
-    return _mm512_add_pd(_mm512_cvtps_pd(lower(e)), _mm512_cvtps_pd(upper(e)));
-  };
-  const __m512d x = eight(a), y = eight(b);
-  return _mm512_add_pd(_mm512_unpacklo_pd(x, y), _mm512_unpackhi_pd(x, y));
-}
-inline __m512d add_halves(__m512d a, __m512d b) {
-  return _mm512_add_pd(_mm512_shuffle_f64x2(a, b, 0x88), _mm512_shuffle_f64x2(a, b, 0xdd));
-}
-inline void group_sums(const vf* e, double* sums) {
-  for (int g = 0; g < kGroups; g += 8, e += 8)
-    _mm512_storeu_pd(sums + g, add_halves(add_halves(two_sums(e[0], e[1]), two_sums(e[2], e[3])),
-                                          add_halves(two_sums(e[4], e[5]), two_sums(e[6], e[7]))));
-}
-#else
-inline void group_sums(const vf* e, double* sums) {
-  for (int g = 0; g < kGroups; ++g, e += kGroup / W) {
-    vf sum = zero();
-    for (int i = 0; i < kGroup / W; ++i) sum = sum + e[i];
-    sums[g] = lane_sum(sum);
-  }
-}
-#endif
-
+// Running sums of 16 doubles. In registers where there is room, and found there: what is stored as
+// a vector and then read in parts waits.
 #if defined(__AVX512F__)
 template <int kBy>
 inline __m512d add_moved_up(__m512d a) {
@@ -156,73 +130,121 @@ inline __m512d add_moved_up(__m512d a) {
       _mm512_alignr_epi64(_mm512_castpd_si512(a), _mm512_setzero_si512(), 8 - kBy);
   return _mm512_add_pd(a, _mm512_castsi512_pd(moved));
 }
-#endif
+inline __m512d running(__m512d a) { return add_moved_up<4>(add_moved_up<2>(add_moved_up<1>(a))); }
 
-// Running sums of 16 doubles; what follows loads them as vectors, which wait for what was stored in
-// parts.
-inline void accumulate(double* x) {
-#if defined(__AVX512F__)
-  const auto running = [](__m512d a) {
-    return add_moved_up<4>(add_moved_up<2>(add_moved_up<1>(a)));
+class Running {
+ public:
+  Running(__m512d a, __m512d b)
+      : low_(running(a)),
+        high_(_mm512_add_pd(running(b), _mm512_permutexvar_pd(_mm512_set1_epi64(7), low_))) {}
+
+  int at_most(double limit) const {  // how many are
+    const __m512d most = _mm512_set1_pd(limit);
+    const unsigned low = _mm512_cmp_pd_mask(low_, most, _CMP_LE_OQ);
+    return __builtin_popcount(low | _mm512_cmp_pd_mask(high_, most, _CMP_LE_OQ) << 8);
+  }
+  double sum(int n) const {  // of the first n
+    const __mmask8 any = n > 0;
+    return _mm512_cvtsd_f64(
+        _mm512_maskz_permutex2var_pd(any, low_, _mm512_set1_epi64(n - 1), high_));
+  }
+
+ private:
+  __m512d low_, high_;
+};
+
+// Doubles of four groups end in one register, as a matrix is transposed, where lane_sum would wait
+// for each of theirs.
+inline __m512d eight_sums(const float* e) {
+  const auto halves = [&](int i) {
+    const vf x = load(e + i * W);
+    return _mm512_add_pd(_mm512_cvtps_pd(lower(x)), _mm512_cvtps_pd(upper(x)));
   };
-  const __m512d a = running(_mm512_loadu_pd(x)), b = running(_mm512_loadu_pd(x + 8));
-  _mm512_storeu_pd(x, a);
-  _mm512_storeu_pd(x + 8, _mm512_add_pd(b, _mm512_permutexvar_pd(_mm512_set1_epi64(7), a)));
-#else
-  for (int i = 1; i < 16; ++i) x[i] += x[i - 1];
-#endif
+  const auto two = [&](int i) {
+    const __m512d x = halves(i), y = halves(i + 1);
+    return _mm512_add_pd(_mm512_unpacklo_pd(x, y), _mm512_unpackhi_pd(x, y));
+  };
+  const auto add = [](__m512d a, __m512d b) {
+    return _mm512_add_pd(_mm512_shuffle_f64x2(a, b, 0x88), _mm512_shuffle_f64x2(a, b, 0xdd));
+  };
+  return add(add(two(0), two(2)), add(two(4), two(6)));
 }
+inline Running groups_of(const float* e) { return {eight_sums(e), eight_sums(e + 8 * kGroup)}; }
+inline Running columns_of(const float* e) {
+  const vf x = load(e);
+  return {_mm512_cvtps_pd(lower(x)), _mm512_cvtps_pd(upper(x))};
+}
+#else
+class Running {
+ public:
+  template <class Get>
+  explicit Running(Get get) {
+    double sum = 0;
+    for (int i = 0; i < 16; ++i) sums_[i] = sum += get(i);
+  }
+  int at_most(double limit) const {
+    int n = 0;
+    for (int i = 0; i < 16; ++i) n += sums_[i] <= limit;
+    return n;
+  }
+  double sum(int n) const { return n > 0 ? sums_[n - 1] : 0; }
+
+ private:
+  double sums_[16];
+};
+inline Running groups_of(const float* e) {
+  return Running([&](int group) {
+    vf sum = zero();
+    for (int i = 0; i < kGroup; i += W) sum = sum + load(e + group * kGroup + i);
+    return lane_sum(sum);
+  });
+}
+inline Running columns_of(const float* e) {
+  return Running([&](int i) { return e[i]; });
+}
+#endif
 
 template <class T>
-void groups(const void* row_, int64_t v, int64_t block, const Filter* filter, const Scale& scale,
-            const BlockStat& stat, double* cumulative) {
-  const T* row = static_cast<const T*>(row_) + block * kBlock;
-  vf e[kBlock / W];
+void columns_at(const void* row_, int64_t v, int64_t block, const Filter* filter,
+                const Scale& scale, const BlockStat& stat, const double* masses, int64_t n,
+                int64_t* columns, double* margins) {
+  alignas(64) float e[kBlock];
   if (!filter && !stat.wide && (block + 1) * kBlock <= v) {
     const Reference r = reference_of(scale, stat);
-    for (int i = 0; i < kBlock / W; ++i) e[i] = weight(load(row + i * W), r);
+    const T* x = static_cast<const T*>(row_) + block * kBlock;
+    for (int i = 0; i < kBlock; i += W) store(e + i, weight(load(x + i), r));
   } else {
-    float each[kBlock] = {};
     const int64_t begin = block * kGroups, end = (v + kGroup - 1) / kGroup;
+    for (int i = 0; i < kBlock; i += W) store(e + i, zero());
     weights<T>(row_, v, begin, end < begin + kGroups ? end : begin + kGroups, filter, scale, stat,
-               each);
-    for (int i = 0; i < kBlock / W; ++i) e[i] = load(each + i * W);
+               e);
   }
-  group_sums(e, cumulative);
-  accumulate(cumulative);
+  const Running groups = groups_of(e);
+  for (int64_t i = 0; i < n; ++i) {
+    int group = groups.at_most(masses[i]);
+    // Where rounding leaves the groups short of the block's own sum, the last with any weight is
+    // meant.
+    if (group == kGroups)
+      for (--group; group > 0 && !(groups.sum(group + 1) > groups.sum(group));) --group;
+    const double rest = masses[i] - groups.sum(group);
+    const float* in_group = e + group * kGroup;
+    const Running ends = columns_of(in_group);
+    int before = ends.at_most(rest);
+    if (before < kGroup) {
+      const double from_start = rest - ends.sum(before), to_end = ends.sum(before + 1) - rest;
+      margins[i] = from_start < to_end ? from_start : to_end;
+    } else {
+      margins[i] = 0;
+      while (before > 1 && !(in_group[before - 1] > 0)) --before;
+      --before;
+    }
+    columns[i] = block * kBlock + group * kGroup + before;
+  }
 }
 
 template <class T>
-int64_t column(const void* row, int64_t v, int64_t group, double rest, const Filter* filter,
-               const Scale& scale, const BlockStat& stat, double& margin) {
-  float e[kGroup];
-  if (!filter && !stat.wide && (group + 1) * kGroup <= v) {
-    const Reference r = reference_of(scale, stat);
-    const T* x = static_cast<const T*>(row) + group * kGroup;
-    for (int i = 0; i < kGroup; i += W) store(e + i, weight(load(x + i), r));
-  } else {
-    weights<T>(row, v, group, group + 1, filter, scale, stat, e);
-  }
-  alignas(64) double room[8 + kGroup];
-  double* const ends = room + 8;  // where columns end
-  ends[-1] = 0;
-  for (int i = 0; i < kGroup; ++i) ends[i] = e[i];
-  accumulate(ends);
-  int before = 0;
-  for (int i = 0; i < kGroup; ++i) before += ends[i] <= rest;
-  if (before == kGroup) {
-    margin = 0;
-    while (before > 1 && !(e[before - 1] > 0)) --before;
-    return group * kGroup + before - 1;
-  }
-  const double from_start = rest - ends[before - 1], to_end = ends[before] - rest;
-  margin = from_start < to_end ? from_start : to_end;
-  return group * kGroup + before;
-}
-
-template <class T>
-constexpr RowScanKernels kKernels = {scan<T>,        scan_both<T>, values<T>, between<T>,
-                                     refined_sum<T>, groups<T>,    column<T>, weights<T>};
+constexpr RowScanKernels kKernels = {scan<T>,        scan_both<T>,  values<T>, between<T>,
+                                     refined_sum<T>, columns_at<T>, weights<T>};
 
 }  // namespace
 }  // namespace pyttc

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstring>
 #include <functional>
+#include <vector>
 
 namespace pyttc {
 namespace {
@@ -84,6 +85,7 @@ void wide_block(const float* x, int64_t block, RowScan& s) {
     largest = std::max(largest, x[i]);
   }
   if (largest == -INFINITY) return;
+  stat.largest = largest;
   stat.ref = largest * s.scale.c;
   for (int i = 0; i < kBlock; ++i) {
     const double t = x[i] * s.scale.c - stat.ref;
@@ -99,6 +101,22 @@ void wide_weights(const float* x, const Scale& scale, double ref, float* e) {
     const double t = x[i] * scale.c - ref;
     e[i] = t < -kFloorBits ? 0.f : static_cast<float>(std::exp2(t));
   }
+}
+
+void raise_threshold(RowScan& s, int64_t begin, int64_t end) {
+  int64_t n = end - begin;
+  if (n < s.k) return;
+  std::vector<float> largest(n);
+  for (int64_t i = 0; i < n; ++i) largest[i] = s.blocks[begin + i].largest;
+  // Of some more than k, merged from blocks, the k-th best is hardly lower, and found sooner.
+  while (n >= 4 * s.k) {
+    const int64_t half = n / 2;
+    for (int64_t i = 0; i < half; ++i) largest[i] = std::max(largest[i], largest[n - 1 - i]);
+    n -= half;
+  }
+  const auto kth = largest.begin() + s.k - 1;
+  std::nth_element(largest.begin(), kth, largest.begin() + n, std::greater<>());
+  s.threshold = std::max(s.threshold, std::nextafter(*kth, -INFINITY));
 }
 
 void compact(RowScan& s) {

@@ -35,7 +35,8 @@ struct BlockStat {
   double sum = 0;     // of e
   double moment = 0;  // of e * (x * scale - ref)
   double ref = 0;
-  bool wide = false;  // held in double: x * scale is beyond what two floats resolve
+  bool wide = false;                  // held in double: x * scale is beyond what two floats resolve
+  float largest = -__builtin_inff();  // a column's value, unless the row is invalid
 };
 
 // x * scale = log2 of the weight, for a temperature > 0.
@@ -90,6 +91,8 @@ void wide_block(const float* x, int64_t block, RowScan& s);
 // The lowest value that has a weight; the weights of one group of a wide block.
 float reference_floor(const Scale& scale, double ref);
 void wide_weights(const float* x, const Scale& scale, double ref, float* e);
+// Raises the threshold by the values of k columns or more: the largest of the blocks [begin, end).
+void raise_threshold(RowScan& s, int64_t begin, int64_t end);
 // Keeps the k best of the candidates and raises the threshold.
 void compact(RowScan& s);
 // Adds another scan's candidates to s: of other columns of the same row.
@@ -141,14 +144,12 @@ struct RowScanKernels {
   // The sum of a block that is not wide again, in double precision.
   double (*refined_sum)(const void* row, int64_t v, int64_t block, const Filter* filter,
                         const Scale& scale, const BlockStat& stat);
-  // For the 16 groups of 16 columns of a block, the sum of e over them and those before, relative
-  // to the block's reference.
-  void (*groups)(const void* row, int64_t v, int64_t block, const Filter* filter,
-                 const Scale& scale, const BlockStat& stat, double* cumulative);
-  // The first column of a group where the sum of e exceeds `rest`, or the last with any weight;
-  // `margin` is how far `rest` is from where another column begins.
-  int64_t (*column)(const void* row, int64_t v, int64_t group, double rest, const Filter* filter,
-                    const Scale& scale, const BlockStat& stat, double& margin);
+  // For each of n masses the first column of a block up to which the sum of e, relative to the
+  // block's reference, exceeds it, or the last with any weight; its margin is how far the mass is
+  // from where another column begins.
+  void (*columns_at)(const void* row, int64_t v, int64_t block, const Filter* filter,
+                     const Scale& scale, const BlockStat& stat, const double* masses, int64_t n,
+                     int64_t* columns, double* margins);
   // e of the columns of groups [begin, end), relative to the reference of `stat`; 0 past the row's
   // end.
   void (*weights)(const void* row, int64_t v, int64_t begin, int64_t end, const Filter* filter,

@@ -2,7 +2,8 @@
 // floats costs more than reading it. Hence one pass over each block with the reference of the
 // blocks before it (no wait for the block's maximum; the rare block that exceeds it is done again),
 // four chains of float sums of four vectors each, double from there on, and candidates looked for
-// only where the block's maximum passes the threshold.
+// at the end, where a block's maximum is among the k best maxima: then few blocks are looked at
+// twice, and few branches are mispredicted.
 #pragma once
 #include "row_weight.h"
 
@@ -28,19 +29,22 @@ inline double lane_sum(vf a) {
 }
 #endif
 
-// The block's columns above the threshold, and in the mask unless null, join the candidates. All
-// masks of lanes first: a branch a vector would be mispredicted once a candidate.
+// Of a block's n columns those above the threshold, and in the mask unless null, join the
+// candidates. All masks of lanes first: a branch a vector would be mispredicted once a candidate.
 template <class T>
-inline void collect(const T* x, const int32_t* mask, int64_t column, RowScan& s) {
+inline void collect(const T* x, int n, const int32_t* mask, int64_t column, RowScan& s) {
   const vf threshold = set1(s.threshold);
   uint64_t hits[kBlock / 64] = {};
   for (int i = 0; i < kBlock; i += W)
     hits[i / 64] |= uint64_t{bits(load(x + i) > threshold)} << i % 64;
+  if (mask)
+    for (int i = 0; i < n; i += 32)
+      hits[i / 64] &= ~(uint64_t{~static_cast<uint32_t>(mask[i / 32])} << i % 64);
   uint64_t* out = s.keys + s.count;
   for (int i = 0; i < kBlock; i += 64)
     for (uint64_t hit = hits[i / 64]; hit; hit &= hit - 1) {
       const int j = i + __builtin_ctzll(hit);
-      if (!mask || (mask[j / 32] >> j % 32 & 1)) *out++ = order_key(to_float(x[j]), column + j);
+      *out++ = order_key(to_float(x[j]), column + j);
     }
   s.count = out - s.keys;
   if (s.count >= s.full) compact(s);
@@ -123,23 +127,23 @@ inline void allowed_two(const bf16*, const int32_t* mask, int column, vmask& a, 
 constexpr int kPart = 4 * W * kChains;  // chains of four, whatever the vector's width
 struct OpenBlock {
   vf sum[kBlock / kPart], moment[kBlock / kPart], allowed[kBlock / kPart];
+  vf largest, largest_allowed;
   double above;
   BlockStat *stat, *allowed_stat;  // the latter null without a mask
-  bool any;                        // at or above the floor
 };
 struct OpenBlocks {
   OpenBlock at[kSegmentBlocks];
   int n = 0;
 };
 
-// Sums of one pass over a block with the reference as it is; returns the largest values. The moment
-// is summed about the value the reference was set by, which is near enough to it for floats.
+// Sums of one pass over a block with the reference as it is. The moment is summed about the value
+// the reference was set by, which is near enough to it for floats.
 // `mask`: the block's words, if kMasked.
 template <bool kMasked, class T>
-inline vf sum_block(const T* x, const int32_t* mask, const RowScan& s, OpenBlock& open) {
+inline void sum_block(const T* x, const int32_t* mask, const RowScan& s, OpenBlock& open) {
   const Reference r(s.scale, s.ref, s.floor);
-  const vf origin = set1(s.origin);
-  vf largest = set1(-kInf);
+  const vf origin = set1(s.origin), none = set1(-kInf);
+  vf largest = none, largest_allowed = none;
   for (int part = 0; part < kBlock / kPart; ++part) {
     vf sum[kChains], moment[kChains], allowed[kChains];
     for (int c = 0; c < kChains; ++c) sum[c] = moment[c] = allowed[c] = zero();
@@ -155,14 +159,17 @@ inline vf sum_block(const T* x, const int32_t* mask, const RowScan& s, OpenBlock
         const vf at = max(r.floor, v[c]), e = power(at, r);
         sum[c] = sum[c] + e;
         moment[c] = fma(e, at - origin, moment[c]);
-        if (kMasked) allowed[c] = allowed[c] + select(kept[c], e, zero());
+        if (!kMasked) continue;
+        allowed[c] = allowed[c] + select(kept[c], e, zero());
+        largest_allowed = max(select(kept[c], v[c], none), largest_allowed);
       }
     }
     open.sum[part] = (sum[0] + sum[1]) + (sum[2] + sum[3]);
     open.moment[part] = (moment[0] + moment[1]) + (moment[2] + moment[3]);
     open.allowed[part] = (allowed[0] + allowed[1]) + (allowed[2] + allowed[3]);
   }
-  return largest;
+  open.largest = largest;
+  open.largest_allowed = largest_allowed;
 }
 
 constexpr double kNothing = 0x1p-111;  // the sum of a block of weights 2^-120 is below
@@ -174,18 +181,20 @@ inline void close_blocks(OpenBlocks& open, RowScan& s) {
     for (int part = 0; part < kBlock / kPart; ++part)
       add_lanes(block.sum[part], block.moment[part], sums);
     BlockStat& stat = *block.stat;
+    stat.largest = hmax(block.largest);
     stat.sum = sums[0];
     stat.moment = s.scale.c * sums[1] + block.above * sums[0];
     // NaN or +inf, which make the sum NaN; or nothing at or above the floor
     if (!(stat.sum > kNothing)) {
       s.invalid |= stat.sum != stat.sum;
-      if (!block.any) stat.sum = stat.moment = 0;
+      if (!(stat.largest >= reference_floor(s.scale, stat.ref))) stat.sum = stat.moment = 0;
     }
     if (!block.allowed_stat) continue;
     double allowed[2] = {};
     for (int part = 0; part < kBlock / kPart; ++part)
       add_lanes(block.allowed[part], zero(), allowed);
-    *block.allowed_stat = {allowed[0] > kNothing ? allowed[0] : 0, 0, stat.ref, false};
+    *block.allowed_stat = {allowed[0] > kNothing ? allowed[0] : 0, 0, stat.ref, false,
+                           hmax(block.largest_allowed)};
   }
   open.n = 0;
 }
@@ -197,33 +206,33 @@ struct Allowed {
   bool wide = false;               // a block was in doubles: nothing is known
 };
 
+// Block `block` of a row, its columns at x. Call with blocks of a segment in ascending order, from
+// its first on.
 template <class T>
-inline void scan_full_block(const T* x, int64_t block, RowScan& s, OpenBlocks& open,
-                            Allowed* allowed) {
+inline void scan_block(const T* x, int64_t block, RowScan& s, OpenBlocks& open,
+                       Allowed* allowed = nullptr) {
   BlockStat& stat = s.blocks[block];
   const auto sum = [&](OpenBlock& now) {
-    return allowed ? sum_block<true>(x, allowed->words, s, now)
-                   : sum_block<false>(x, nullptr, s, now);
+    if (allowed)
+      sum_block<true>(x, allowed->words, s, now);
+    else
+      sum_block<false>(x, nullptr, s, now);
   };
   if (block % kSegmentBlocks == 0) set_reference(s, largest_of(x));
   if (!s.wide) {
     OpenBlock& now = open.at[open.n];
-    vf largest = sum(now);
-    if (bits(largest > set1(s.ceiling)) && hmax(largest) < kInf) {
-      set_reference(s, hmax(largest));
-      if (!s.wide) largest = sum(now);
+    sum(now);
+    if (bits(now.largest > set1(s.ceiling)) && hmax(now.largest) < kInf) {
+      set_reference(s, hmax(now.largest));
+      if (!s.wide) sum(now);
     }
     if (!s.wide) {
       now.above = s.above;
       now.stat = &stat;
       now.allowed_stat = allowed ? &allowed->s.blocks[block] : nullptr;
-      now.any = bits(largest >= set1(s.floor));
       ++open.n;
       stat.ref = s.ref;
       stat.wide = false;
-      if (s.k && bits(largest > set1(s.threshold))) collect(x, nullptr, block * kBlock, s);
-      if (allowed && allowed->s.k && bits(largest > set1(allowed->s.threshold)))
-        collect(x, allowed->words, block * kBlock, allowed->s);
       return;
     }
   }
@@ -231,21 +240,6 @@ inline void scan_full_block(const T* x, int64_t block, RowScan& s, OpenBlocks& o
   float buffer[kBlock];
   for (int i = 0; i < kBlock; i += W) store(buffer + i, load(x + i));
   wide_block(buffer, block, s);
-  if (s.k && largest_of(x) > s.threshold) collect(x, nullptr, block * kBlock, s);
-}
-
-// Block `block` of a row: n <= 256 columns at x. Call with blocks of a segment in ascending order,
-// from its first on.
-template <class T>
-inline void scan_block(const T* x, int n, int64_t block, RowScan& s, OpenBlocks& open,
-                       Allowed* allowed = nullptr) {
-  if (n == kBlock) {
-    scan_full_block(x, block, s, open, allowed);
-  } else {
-    float buffer[kBlock];
-    for (int i = 0; i < kBlock; ++i) buffer[i] = i < n ? to_float(x[i]) : -kInf;
-    scan_full_block(buffer, block, s, open, allowed);
-  }
 }
 
 // The lanes of W columns from `column` on that the filter keeps, v their values.
@@ -298,48 +292,89 @@ inline bool all_masked(const int32_t* mask, int64_t block, int n) {
   return any == 0;
 }
 
+// A row's blocks as a scan sees them: -inf where a filter leaves a column out and past the end.
 template <class T>
-void scan(const void* row_, int64_t v, int64_t begin, int64_t end, const Filter* filter,
+struct RowBlocks {
+  const T* row;
+  int64_t v;
+  const Filter* filter;
+
+  int columns(int64_t block) const {
+    return v - block * kBlock < kBlock ? static_cast<int>(v - block * kBlock) : kBlock;
+  }
+  // All 256 columns, in `room` if need be; null if the filter leaves none.
+  const T* at(int64_t block, T* room) const {
+    const T* x = row + block * kBlock;
+    const int n = columns(block);
+    if (!filter && n == kBlock) return x;
+    if (n < kBlock)
+      for (int i = 0; i < kBlock; i += W) store(room + i, set1(-kInf));
+    if (filter) {
+      const bool none = all_masked(filter->mask, block, n) ||
+                        !filter_columns(x, n, block * kBlock, *filter, room);
+      return none ? nullptr : room;
+    }
+    for (int i = 0; i < n; ++i) room[i] = x[i];
+    return room;
+  }
+};
+
+// Of blocks [begin, end), which are summed, the columns that may be among the k best join the
+// candidates.
+template <class T>
+inline void collect_best(const RowBlocks<T>& blocks, const int32_t* mask, int64_t begin,
+                         int64_t end, RowScan& s) {
+  if (!s.k) return;
+  raise_threshold(s, begin, end);
+  T room[kBlock];
+  for (int64_t block = begin; block < end; ++block)
+    if (s.blocks[block].largest > s.threshold)
+      collect(blocks.at(block, room), blocks.columns(block),
+              mask ? mask + block * (kBlock / 32) : nullptr, block * kBlock, s);
+}
+
+template <class T>
+void scan(const void* row, int64_t v, int64_t begin, int64_t end, const Filter* filter,
           RowScan& s) {
-  const T* row = static_cast<const T*>(row_);
+  const RowBlocks<T> blocks{static_cast<const T*>(row), v, filter};
+  T room[kBlock];
   OpenBlocks open;
   for (int64_t block = begin; block < end; ++block) {
-    const T* x = row + block * kBlock;
-    const int n = v - block * kBlock < kBlock ? static_cast<int>(v - block * kBlock) : kBlock;
-    T buffer[kBlock];  // not of floats: their columns would be summed in another order
-    if (!filter) {
-      scan_block(x, n, block, s, open);
-    } else if (all_masked(filter->mask, block, n) ||
-               !filter_columns(x, n, block * kBlock, *filter, buffer)) {
+    if (const T* x = blocks.at(block, room)) {
+      scan_block(x, block, s, open);
+    } else {
       if (block % kSegmentBlocks == 0) set_reference(s, -kInf);
       s.blocks[block] = BlockStat();
-    } else {
-      scan_block(buffer, n, block, s, open);
     }
     if ((block + 1) % kSegmentBlocks == 0) close_blocks(open, s);
   }
   close_blocks(open, s);
+  collect_best(blocks, nullptr, begin, end, s);
 }
 
 template <class T>
-bool scan_both(const void* row_, int64_t v, int64_t begin, int64_t end, const int32_t* mask,
+bool scan_both(const void* row, int64_t v, int64_t begin, int64_t end, const int32_t* mask,
                RowScan& s, RowScan& in_mask) {
-  const T* row = static_cast<const T*>(row_);
+  const RowBlocks<T> blocks{static_cast<const T*>(row), v, nullptr};
+  T room[kBlock];
   OpenBlocks open;
   Allowed allowed{in_mask};
   for (int64_t block = begin; block < end; ++block) {
-    const int n = v - block * kBlock < kBlock ? static_cast<int>(v - block * kBlock) : kBlock;
+    const int n = blocks.columns(block);
     int32_t words[kBlock / 32] = {};  // of the last block, where the mask's may end early
     allowed.words = mask + block * (kBlock / 32);
     if (n < kBlock) {
       for (int i = 0; i < (n + 31) / 32; ++i) words[i] = allowed.words[i];
       allowed.words = words;
     }
-    scan_block(row + block * kBlock, n, block, s, open, &allowed);
+    scan_block(blocks.at(block, room), block, s, open, &allowed);
     if ((block + 1) % kSegmentBlocks == 0) close_blocks(open, s);
   }
   close_blocks(open, s);
-  return !allowed.wide;
+  collect_best(blocks, nullptr, begin, end, s);
+  if (allowed.wide) return false;
+  collect_best(blocks, mask, begin, end, in_mask);
+  return true;
 }
 
 }  // namespace

@@ -48,13 +48,17 @@ inline vf load(const f16* p) {
   return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
 }
 inline void store(float* p, vf a) { _mm512_storeu_ps(p, a.v); }
-inline void store(bf16* p, vf a) {
+// The nearest number that bfloat16 holds.
+inline vf nearest_bf16(vf a) {
   const __m512i u = _mm512_castps_si512(a.v),
                 odd = _mm512_and_si512(_mm512_srli_epi32(u, 16), _mm512_set1_epi32(1));
-  __m512i r =
-      _mm512_srli_epi32(_mm512_add_epi32(_mm512_add_epi32(u, _mm512_set1_epi32(0x7fff)), odd), 16);
-  r = _mm512_mask_mov_epi32(r, _mm512_cmp_ps_mask(a.v, a.v, _CMP_UNORD_Q),
-                            _mm512_set1_epi32(0x7fc0));
+  const __m512i up = _mm512_add_epi32(_mm512_add_epi32(u, _mm512_set1_epi32(0x7fff)), odd);
+  const __m512i r = _mm512_and_si512(up, _mm512_set1_epi32(~0xffff));
+  return {_mm512_castsi512_ps(_mm512_mask_mov_epi32(r, _mm512_cmp_ps_mask(a.v, a.v, _CMP_UNORD_Q),
+                                                    _mm512_set1_epi32(0x7fc00000)))};
+}
+inline void store(bf16* p, vf a) {
+  const __m512i r = _mm512_srli_epi32(_mm512_castps_si512(nearest_bf16(a).v), 16);
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(r));
 }
 inline void store(f16* p, vf a) {  // a NaN keeps its sign alone, as in float16.h
@@ -104,13 +108,16 @@ inline vf load(const f16* p) {
   return {_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))};
 }
 inline void store(float* p, vf a) { _mm256_storeu_ps(p, a.v); }
-inline void store(bf16* p, vf a) {
+inline vf nearest_bf16(vf a) {
   const __m256i u = _mm256_castps_si256(a.v),
                 odd = _mm256_and_si256(_mm256_srli_epi32(u, 16), _mm256_set1_epi32(1));
-  __m256i r =
-      _mm256_srli_epi32(_mm256_add_epi32(_mm256_add_epi32(u, _mm256_set1_epi32(0x7fff)), odd), 16);
-  const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(a.v, a.v, _CMP_UNORD_Q));
-  r = _mm256_blendv_epi8(r, _mm256_set1_epi32(0x7fc0), nan);
+  const __m256i up = _mm256_add_epi32(_mm256_add_epi32(u, _mm256_set1_epi32(0x7fff)), odd);
+  const __m256 r = _mm256_castsi256_ps(_mm256_and_si256(up, _mm256_set1_epi32(~0xffff)));
+  const __m256 nan = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fc00000));
+  return {_mm256_blendv_ps(r, nan, _mm256_cmp_ps(a.v, a.v, _CMP_UNORD_Q))};
+}
+inline void store(bf16* p, vf a) {
+  const __m256i r = _mm256_srli_epi32(_mm256_castps_si256(nearest_bf16(a).v), 16);
   const __m128i packed =
       _mm_packus_epi32(_mm256_castsi256_si128(r), _mm256_extracti128_si256(r, 1));
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), packed);
@@ -174,6 +181,14 @@ inline vf load(const bf16* p) {
 }
 inline vf load(const f16* p) {
   return {v4{to_float(p[0]), to_float(p[1]), to_float(p[2]), to_float(p[3])}};
+}
+inline vf nearest_bf16(vf a) {
+  for (int i = 0; i < W; ++i) {
+    bf16 near;
+    from_float(a.v[i], near);
+    a.v[i] = to_float(near);
+  }
+  return a;
 }
 inline void store(float* p, vf a) { __builtin_memcpy(p, &a, 16); }
 inline void store(bf16* p, vf a) {

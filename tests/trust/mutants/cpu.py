@@ -121,8 +121,8 @@ MUTANTS = [
     Mutant(
         "csrc/cpu/row_scan_kernel.h",
         "columns past the row's end count as 0",
-        "buffer[i] = i < n ? to_float(x[i]) : -kInf;",
-        "buffer[i] = i < n ? to_float(x[i]) : 0.f;",
+        "store(room + i, set1(-kInf));",
+        "store(room + i, zero());",
         "tests/test_topk_score.py",
         "avx512",
     ),
@@ -153,8 +153,8 @@ MUTANTS = [
     Mutant(
         "csrc/cpu/row_scan_kernel.h",
         "the blocks after the last whole segment stay open",
-        "  }\n  close_blocks(open, s);\n}",
-        "  }\n}",
+        "  }\n  close_blocks(open, s);\n  collect_best(blocks, nullptr, begin, end, s);\n}",
+        "  }\n  collect_best(blocks, nullptr, begin, end, s);\n}",
         "tests/test_topk_score.py",
         "avx512",
     ),
@@ -173,6 +173,22 @@ MUTANTS = [
         "even_bits(word)",
         "tests/test_sample.py",
         "avx512",
+    ),
+    Mutant(
+        "csrc/cpu/row_scan_kernel.h",
+        "a block's largest value may be one the mask does not allow",
+        "max(select(kept[c], v[c], none), largest_allowed)",
+        "max(v[c], largest_allowed)",
+        "tests/test_sample.py",
+        "avx512",
+    ),
+    Mutant(
+        "csrc/cpu/row_draw_kernel.h",
+        "a draw is looked for in its group with what the groups before weigh",
+        "const double rest = masses[i] - groups.sum(group);",
+        "const double rest = masses[i];",
+        "tests/test_sample.py",
+        "avx2",
     ),
     Mutant(
         "csrc/cpu/row_score.cpp",
@@ -216,6 +232,13 @@ MUTANTS = [
         "the last candidate is not looked at",
         "std::nth_element(s.keys, s.keys + s.k - 1, s.keys + s.count, std::greater<>());",
         "std::nth_element(s.keys, s.keys + s.k - 1, s.keys + s.count - 1, std::greater<>());",
+        "tests/test_topk_score.py",
+    ),
+    Mutant(
+        "csrc/cpu/row_scan.cpp",
+        "a column as good as the k-th of the blocks' best is passed over",
+        "std::nextafter(*kth, -INFINITY)",
+        "*kth",
         "tests/test_topk_score.py",
     ),
     Mutant(
@@ -280,6 +303,13 @@ MUTANTS = [
         "the columns around the nucleus' end weigh nothing",
         "stat.sum += near_weights_[i] * power_of_two(unit.ref - stat.ref);",
         "",
+        "tests/test_sample.py",
+    ),
+    Mutant(
+        "csrc/cpu/kept.cpp",
+        "what is found in a block goes to the draws that came in that order",
+        "order_[at] = draws_[i];",
+        "order_[at] = draws_[at];",
         "tests/test_sample.py",
     ),
     Mutant(
