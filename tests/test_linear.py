@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -101,3 +105,15 @@ def test_what_does_not_fit_is_refused_and_nothing_written() -> None:
 @pytest.mark.parametrize("level", ["generic", "avx2", "avx512"])
 def test_other_instruction_sets(level: str) -> None:
     run_below(level, __file__, "error or bits or nan")
+
+
+def test_with_fewer_threads_than_asked_for() -> None:
+    """A team of threads may be smaller than was asked for: then those there are do all items."""
+    code = (
+        "import torch; from tests.test_linear import inputs, linear, same, threads\n"
+        "x, weight, bias = inputs(5, 700, 40, torch.float32)\n"
+        "with threads(4): several = linear(x, weight, bias)\n"
+        "with threads(1): assert same(several, linear(x, weight, bias))"
+    )
+    environment = {**os.environ, "OMP_THREAD_LIMIT": "1"}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=120)
