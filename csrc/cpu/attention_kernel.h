@@ -1,9 +1,10 @@
 // Bound by the multiply-adds where many rows share a tile, by memory where few do. A tile's keys
 // are turned once so that lanes are tokens (K^T [dim][kTile]) and its values widened once so that
-// lanes are dims (V [kTile][padded]), for few rows each time they are read; then both products are
-// the same register block of kRows rows by kVectors vectors, in which every element is one chain of
-// multiply-adds in order, whatever rows stand beside it. Rows go through a tile kBlock at a time so
-// that scores stay in the first-level cache.
+// lanes are dims (V [kTile][padded]), for few rows each time they are read; where bfloat16 has
+// instructions of its own, both are kept in pairs instead (attention_pairs.h). Then both products
+// are the same register block of kRows rows by kVectors vectors, in which every element is one
+// chain of multiply-adds in order, whatever rows stand beside it. Rows go through a tile kBlock at
+// a time so that scores stay in the first-level cache.
 #pragma once
 #include "attention_softmax.h"
 #if defined(__AVX512BF16__)
