@@ -20,6 +20,7 @@ import statistics
 import subprocess
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -36,6 +37,8 @@ ROOT = common.HERE.parent
 BUILD = ROOT / "build" / "peers"
 LIMITS = {"install": 3600, "load": 900, "answer": 900}  # seconds
 MOST = 12.0  # seconds of steps that one engine may take for a cell; beyond it takes fewer steps
+# Seconds before an engine's turn: threads of the one before may spin for 0.2 s after its last step.
+REST = 0.5
 
 
 @dataclass(frozen=True)
@@ -230,6 +233,7 @@ class Field:
                 if "skip" not in answers[name][-1]:
                     fit = int(MOST / rounds / max(first["wall"][-1], 1e-9))
                     count = max(2, min(steps, fit))
+                    time.sleep(REST)
                     answers[name].append(self.ask(name, prompt, paths, count))
         found = {name: {"why": why} for name, why in self.lost.items()}
         return found | {name: self.summary(got, paths) for name, got in answers.items()}

@@ -117,24 +117,30 @@ def peer_summary() -> list[str]:
     """What the README says of the other engines."""
     parts = []
     for rows in committed("rows/peers").values():
-        last, ranges = max(rows, key=lambda row: row["date"]), []
-        for title, chosen in (
-            ("8 paths or more", [r for r in rows if r["shape"]["paths"] >= 8]),
-            ("a single path", [r for r in rows if r["shape"]["paths"] == 1]),
-        ):
-            for bits in (16, 8):
-                known = [x for r in chosen if (x := over_best(r, bits))]
-                if known:
-                    span = f"{min(known):.2f} to {max(known):.2f} times in {len(known)} cells"
-                    ranges.append(f"- {title}, weights of {bits} bits: {span}")
-        parts += [
-            f"Tokens a second over those of the best other engine, one and two threads, prompts of 128 to "
-            f"4,096 tokens ({last['device']}, {last['isa']}; {last['date']}, {last['commit']}):",
-            "",
-            *ranges,
-            "",
-        ]
+        for model in dict.fromkeys(row["shape"]["model"] for row in rows):
+            parts += over_others(model, [row for row in rows if row["shape"]["model"] == model])
     return parts
+
+
+def over_others(model: str, rows: list[dict[str, Any]]) -> list[str]:
+    last, ranges = max(rows, key=lambda row: row["date"]), []
+    for title, chosen in (
+        ("8 paths or more", [r for r in rows if r["shape"]["paths"] >= 8]),
+        ("a single path", [r for r in rows if r["shape"]["paths"] == 1]),
+    ):
+        for bits in (16, 8):
+            known = [x for r in chosen if (x := over_best(r, bits))]
+            if known:
+                span = f"{min(known):.2f} to {max(known):.2f} times in {len(known)} cells"
+                ranges.append(f"- {title}, weights of {bits} bits: {span}")
+    prompts = ", ".join(str(n) for n in sorted({r["shape"]["prompt"] for r in rows}))
+    return [
+        f"Tokens a second over those of the best other engine: {model}, one and two threads, prompts of "
+        f"{prompts} tokens ({last['device']}, {last['isa']}; {last['date']}, {last['commit']}):",
+        "",
+        *ranges,
+        "",
+    ]
 
 
 def peer_lines(rows: list[dict[str, Any]]) -> list[str]:

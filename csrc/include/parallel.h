@@ -23,6 +23,10 @@ namespace pyttc {
 template <class F>
 void parallel_ranges(const std::vector<int64_t>& first, F body) {
   const int threads = static_cast<int>(first.size()) - 1;
+  if (threads == 1) {
+    for (int64_t i = first[0]; i < first[1]; ++i) body(i);
+    return;
+  }
   struct alignas(64) Range {
     std::atomic<int64_t> next;
     int64_t end;
@@ -65,10 +69,7 @@ void parallel_ranges(const std::vector<int64_t>& first, F body) {
 // As many items for each thread.
 template <class F>
 void parallel_for(int64_t n, int threads, F body) {
-  if (threads <= 1 || n <= 1) {
-    for (int64_t i = 0; i < n; ++i) body(i);
-    return;
-  }
+  threads = threads < 1 || n <= 1 ? 1 : threads;
   std::vector<int64_t> first(threads + 1);
   for (int t = 0; t <= threads; ++t) first[t] = n * t / threads;
   parallel_ranges(first, body);
