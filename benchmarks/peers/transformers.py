@@ -29,7 +29,8 @@ class Generate:
         self, prompt: list[int], paths: int, steps: int, mark: Callable[[], None]
     ) -> list[list[int]]:
         config = self.model.config
-        row = 4 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
+        dim = self.model.base_model.layers[0].self_attn.head_dim  # not every config says
+        row = 4 * config.num_hidden_layers * config.num_key_value_heads * dim
         if why := too_large(2 * paths * len(prompt) * row):
             raise child.Skip(why)
         if prompt != self.prompt:
