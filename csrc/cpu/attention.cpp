@@ -227,17 +227,18 @@ class Run {
       return (item.token_end - item.tile * kTile + 16) *
              ((item.path_end - item.path) * group_ + 12);
     };
-    const int threads = std::max(1, call_.threads);
+    const int count = ranges_of(call_.threads);
     int64_t all = 0, before = 0;
     size_t end = first;
     for (; end < items_.size() && items_[end].wave == items_[first].wave; ++end)
       all += cost(items_[end]);
     std::vector<int64_t> ranges(1, first);
     for (size_t i = first; i < end; before += cost(items_[i++]))
-      while (before * threads >= all * static_cast<int64_t>(ranges.size())) ranges.push_back(i);
-    ranges.resize(threads + 1, end);
-    parallel_ranges(ranges,
-                    [&](size_t i) { run(items_[i], i + 1 < end ? &items_[i + 1] : nullptr); });
+      while (before * count >= all * static_cast<int64_t>(ranges.size())) ranges.push_back(i);
+    ranges.resize(count + 1, end);
+    parallel_ranges(
+        call_.threads, [&](int r) { return ranges[r]; },
+        [&](size_t i) { run(items_[i], i + 1 < end ? &items_[i + 1] : nullptr); });
     return end;
   }
 

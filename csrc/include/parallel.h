@@ -11,36 +11,43 @@
 #include <cstdint>
 #include <exception>
 #include <mutex>
-#include <vector>
 
 #if defined(__SANITIZE_THREAD__)
 #include <thread>
+#include <vector>
 #endif
 
 namespace pyttc {
 
-// Thread t's own items are those from first[t] to first[t + 1] - 1.
-template <class F>
-void parallel_ranges(const std::vector<int64_t>& first, F body) {
-  const int threads = static_cast<int>(first.size()) - 1;
-  if (threads == 1) {
-    for (int64_t i = first[0]; i < first[1]; ++i) body(i);
+// Threads beyond this many share their items with another: nothing is allocated here, so that what
+// was begun is not left half done for want of memory.
+constexpr int kMostRanges = 64;
+inline int ranges_of(int threads) {
+  return threads < 1 ? 1 : threads < kMostRanges ? threads : kMostRanges;
+}
+
+// Range r of ranges_of(threads) has the items from first(r) to first(r + 1) - 1.
+template <class First, class F>
+void parallel_ranges(int threads, First first, F body) {
+  if (threads <= 1) {
+    for (int64_t i = first(0); i < first(1); ++i) body(i);
     return;
   }
   struct alignas(64) Range {
     std::atomic<int64_t> next;
     int64_t end;
   };
-  std::vector<Range> ranges(threads);
-  for (int t = 0; t < threads; ++t) {
-    ranges[t].next = first[t];
-    ranges[t].end = first[t + 1];
+  const int count = ranges_of(threads);
+  Range ranges[kMostRanges];
+  for (int r = 0; r < count; ++r) {
+    ranges[r].next = first(r);
+    ranges[r].end = first(r + 1);
   }
   std::exception_ptr thrown;
   std::mutex throwing;
   const auto work = [&](int own) {
-    for (int t = 0; t < threads; ++t) {
-      Range& range = ranges[(own + t) % threads];
+    for (int r = 0; r < count; ++r) {
+      Range& range = ranges[(own + r) % count];
       // Relaxed: taking an item must not order it after another.
       while (range.next.load(std::memory_order_relaxed) < range.end) {
         const int64_t i = range.next.fetch_add(1, std::memory_order_relaxed);
@@ -69,10 +76,9 @@ void parallel_ranges(const std::vector<int64_t>& first, F body) {
 // As many items for each thread.
 template <class F>
 void parallel_for(int64_t n, int threads, F body) {
-  threads = threads < 1 || n <= 1 ? 1 : threads;
-  std::vector<int64_t> first(threads + 1);
-  for (int t = 0; t <= threads; ++t) first[t] = n * t / threads;
-  parallel_ranges(first, body);
+  if (n <= 1) threads = 1;
+  const int64_t count = ranges_of(threads);
+  parallel_ranges(threads, [=](int64_t r) { return n * r / count; }, body);
 }
 
 }  // namespace pyttc

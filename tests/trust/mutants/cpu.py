@@ -51,8 +51,8 @@ MUTANTS = [
     Mutant(
         "csrc/include/parallel.h",
         "a thread leaves the items of others undone",
-        "ranges[(own + t) % threads]",
-        "ranges[own]",
+        "ranges[(own + r) % count]",
+        "ranges[own % count]",
         "tests/test_linear.py",
     ),
     Mutant(
