@@ -3,10 +3,10 @@
 #include <algorithm>
 #include <cmath>
 #include <memory>
-#include <numeric>
 
 #include "isa.h"
 #include "parallel.h"
+#include "path_order.h"
 
 namespace pyttc {
 namespace {
@@ -23,88 +23,6 @@ constexpr int64_t kItemFloats = 24576;
 struct Item {
   int64_t node, tile, tile_end, token_end, path, path_end, head, wave;
 };
-
-// The forest in the order of its paths: those below a node are neighbours, those that end in it
-// first.
-struct Plan {
-  std::vector<int64_t> start;  // of each node, its first position
-  std::vector<int64_t> first, own,
-      below;                    // of each node: its first path, paths ending in it, all below
-  std::vector<int64_t> nodes;   // parents before children
-  std::vector<int64_t> paths;   // in order; the empty ones come last
-  std::vector<int64_t> length;  // in that order
-};
-
-void parents_first(const std::vector<AttentionNode>& nodes, std::vector<int64_t>& order) {
-  const int64_t n = nodes.size();
-  order.resize(n);
-  std::iota(order.begin(), order.end(), 0);
-  const bool sorted =
-      std::all_of(order.begin(), order.end(), [&](int64_t i) { return nodes[i].parent < i; });
-  if (sorted) return;
-  std::vector<int64_t> children(n, 0);
-  for (const AttentionNode& node : nodes)
-    if (node.parent >= 0) ++children[node.parent];
-  int64_t at = n, next = n;  // filled from the back: a node follows once its children are in
-  for (int64_t i = 0; i < n; ++i)
-    if (!children[i]) order[--at] = i;
-  while (next > at) {
-    const int64_t parent = nodes[order[--next]].parent;
-    if (parent >= 0 && !--children[parent]) order[--at] = parent;
-  }
-  if (at > 0) {
-    const auto looped =
-        std::find_if(children.begin(), children.end(), [](auto c) { return c > 0; });
-    fail("parents", looped - children.begin(), nodes[looped - children.begin()].parent,
-         "a forest, but it is part of a cycle");
-  }
-}
-
-Plan make_plan(const Attention& call) {
-  const auto& nodes = call.nodes;
-  const int64_t n = nodes.size();
-  Plan plan;
-  parents_first(nodes, plan.nodes);
-  plan.start.assign(n, 0);
-  plan.first.assign(n, 0);
-  plan.own.assign(n, 0);
-  plan.below.assign(n, 0);
-  std::vector<int64_t> holder(
-      n);  // the node itself, or, if it is empty, the nearest above that is not
-  for (int64_t i : plan.nodes) {
-    const int64_t parent = nodes[i].parent;
-    if (parent >= 0) plan.start[i] = plan.start[parent] + nodes[parent].length;
-    holder[i] = nodes[i].length > 0 || parent < 0 ? i : holder[parent];
-  }
-  std::vector<int64_t> ends(call.paths);  // the node that holds a path's last token
-  for (int64_t i = 0; i < call.paths; ++i) {
-    ends[i] = call.leaves[i] < 0 ? -1 : holder[call.leaves[i]];
-    if (ends[i] >= 0 && nodes[ends[i]].length == 0) ends[i] = -1;
-    if (ends[i] >= 0) ++plan.own[ends[i]];
-  }
-  for (int64_t k = n - 1; k >= 0; --k) {
-    const int64_t i = plan.nodes[k];
-    plan.below[i] += plan.own[i];
-    if (nodes[i].parent >= 0) plan.below[nodes[i].parent] += plan.below[i];
-  }
-  std::vector<int64_t> free(n);  // below a node, where the next child's paths begin
-  int64_t root = 0;
-  for (int64_t i : plan.nodes) {
-    int64_t& from = nodes[i].parent < 0 ? root : free[nodes[i].parent];
-    plan.first[i] = from;
-    from += plan.below[i];
-    free[i] = plan.first[i] + plan.own[i];
-  }
-  plan.paths.resize(call.paths);
-  plan.length.assign(call.paths, 0);
-  std::vector<int64_t> slot = plan.first;
-  for (int64_t i = 0; i < call.paths; ++i) {
-    const int64_t at = ends[i] < 0 ? root++ : slot[ends[i]]++;
-    plan.paths[at] = i;
-    if (ends[i] >= 0) plan.length[at] = plan.start[ends[i]] + nodes[ends[i]].length;
-  }
-  return plan;
-}
 
 int64_t chunks_of(int64_t first_token, int64_t end) {
   return end > first_token ? (end - 1) / kChunk - first_token / kChunk + 1 : 0;
@@ -124,7 +42,7 @@ class Run {
   Run(const Attention& call, const AttentionKernels& kernels)
       : call_(call),
         kernels_(kernels),
-        plan_(make_plan(call)),
+        order_(path_order(call.nodes, call.leaves)),
         group_(call.heads / call.kv_heads),
         padded_((call.dim + 15) / 16 * 16),
         width_(call.dtype == DType::f32 ? 4 : 2),
@@ -136,7 +54,7 @@ class Run {
       const int64_t begin = path;
       int64_t slots = 0;
       for (; path < call_.paths; ++path) {
-        const int64_t more = chunks_of(low(path), plan_.length[path]);
+        const int64_t more = chunks_of(low(path), order_.length[path]);
         const int64_t floats = (slots + more) * call_.heads * (padded_ + 2);
         if (path > begin && floats > kStateFloats) break;
         slot_[path] = slots;
@@ -157,7 +75,7 @@ class Run {
 
  private:
   int64_t low(int64_t path) const {  // the first position inside the path's window
-    return std::max<int64_t>(0, plan_.length[path] - call_.window);
+    return std::max<int64_t>(0, order_.length[path] - call_.window);
   }
 
   // The state of head 0 of a path in a chunk: m of all heads, l of all heads, then o of all heads.
@@ -175,7 +93,7 @@ class Run {
     };
     std::vector<Last> last(call_.nodes.size(), Last{-1, 0});
     int64_t waves = 1;
-    const int64_t share = std::max<int64_t>(1, call_.kv_heads / std::max(1, call_.threads));
+    const int64_t heads_at_once = std::max<int64_t>(1, call_.kv_heads / std::max(1, call_.threads));
     std::vector<Item> parts;
     const auto add = [&](int64_t node, Last& before, int64_t tile, int64_t tile_end,
                          int64_t token_end, int64_t first, int64_t end) {
@@ -191,27 +109,29 @@ class Run {
             {node, tile, stop, std::min(token_end, stop * kTile), 0, 0, 0, before.wave});
         tile = stop;
       }
-      // Threads that share a long node go through its tokens side by side, each for some heads.
-      for (int64_t head = 0; head < call_.kv_heads; head += share)
+      // Threads that heads_at_once a long node go through its tokens side by side, each for some
+      // heads.
+      for (int64_t head = 0; head < call_.kv_heads; head += heads_at_once)
         for (Item item : parts)
           for (item.path = first; item.path < end; item.path = item.path_end) {
             item.path_end = std::min(end, item.path + item_paths_);
-            for (item.head = head; item.head < std::min(head + share, call_.kv_heads); ++item.head)
+            for (item.head = head; item.head < std::min(head + heads_at_once, call_.kv_heads);
+                 ++item.head)
               items_.push_back(item);
           }
     };
-    for (int64_t node : plan_.nodes) {
-      if (!plan_.below[node]) continue;
+    for (int64_t node : order_.nodes) {
+      if (!order_.below[node]) continue;
       const AttentionNode& at = call_.nodes[node];
       Last& before = last[node];
       if (at.parent >= 0) before = last[at.parent];
-      const int64_t start = plan_.start[node], end = start + at.length, first = plan_.first[node];
-      const bool alone = plan_.own[node] == plan_.below[node];
+      const int64_t start = order_.start[node], end = start + at.length, first = order_.first[node];
+      const bool alone = order_.own[node] == order_.below[node];
       const int64_t tile = start / kTile, full = end / kTile, tiles = (end + kTile - 1) / kTile;
-      add(node, before, tile, alone ? tiles : full, end, first, first + plan_.below[node]);
-      if (!alone && plan_.own[node]) {
+      add(node, before, tile, alone ? tiles : full, end, first, first + order_.below[node]);
+      if (!alone && order_.own[node]) {
         Last tail = before;
-        add(node, tail, full, tiles, end, first, first + plan_.own[node]);
+        add(node, tail, full, tiles, end, first, first + order_.own[node]);
       }
     }
     if (waves > 1)
@@ -257,7 +177,7 @@ class Run {
     while (end > begin) {
       const AttentionNode& at = call_.nodes[node];
       const KvLayout& layout = *at.layout;
-      const int64_t start = plan_.start[node], from = std::max(begin, start);
+      const int64_t start = order_.start[node], from = std::max(begin, start);
       const char* k_base = at.k + item.head * layout.k_head;
       const char* v_base = at.v + item.head * layout.v_head;
       for (int64_t position = from; position < end;) {
@@ -308,7 +228,7 @@ class Run {
     int64_t paths = 0;
     for (int64_t path = item.path; path < item.path_end; ++path) {
       if (low(path) >= item.token_end) continue;
-      const int64_t row = paths * group_, source = plan_.paths[path];
+      const int64_t row = paths * group_, source = order_.paths[path];
       const char* q_row = call_.q + source / call_.inner * call_.q_outer +
                           source % call_.inner * call_.q_inner + h * call_.q_head;
       for (int64_t j = 0; j < group_; ++j)
@@ -358,7 +278,7 @@ class Run {
 
   // Merges the chunks of one row in order and writes its output.
   void finish(int64_t path, int64_t head) const {
-    const int64_t first = low(path) / kChunk, chunks = chunks_of(low(path), plan_.length[path]);
+    const int64_t first = low(path) / kChunk, chunks = chunks_of(low(path), order_.length[path]);
     static thread_local std::vector<const float*> o;
     static thread_local std::vector<float> weight;
     o.resize(chunks);
@@ -373,7 +293,7 @@ class Run {
       sum += weight[i] * l;
       o[i] = held + 2 * call_.heads + head * padded_;
     }
-    const int64_t row = plan_.paths[path] * call_.heads + head;
+    const int64_t row = order_.paths[path] * call_.heads + head;
     const bool empty = sum == 0.f;
     kernels_.finish(o.data(), weight.data(), empty ? 0 : chunks, empty ? 1.f : sum, call_.dim,
                     call_.out + row * call_.dim * width_);
@@ -382,7 +302,7 @@ class Run {
 
   const Attention& call_;
   const AttentionKernels& kernels_;
-  const Plan plan_;
+  const PathOrder order_;
   const int64_t group_, padded_, width_, item_paths_;
   std::vector<int64_t> slot_;  // of each path, its first state
   std::unique_ptr<float[]> states_;

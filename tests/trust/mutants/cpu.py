@@ -454,8 +454,8 @@ MUTANTS = [
     Mutant(
         "csrc/cpu/attention.cpp",
         "a window one token too long",
-        "plan_.length[path] - call_.window",
-        "plan_.length[path] - call_.window - 1",
+        "order_.length[path] - call_.window",
+        "order_.length[path] - call_.window - 1",
         "tests/test_prefix_tree_attention.py",
     ),
     Mutant(
