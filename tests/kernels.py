@@ -304,8 +304,8 @@ def check_many_draws(impl: str, device: str) -> None:
         {"temperature": 1.2, "top_k": 1500, "top_p": 0.6},
         {"temperature": 3.0, "top_p": 0.95},
         {"temperature": 3.0, "min_p": 1e-3},
-        {"temperature": 0.7, "top_p": 0.9, "min_p": 0.01},
-        {"top_k": 1200},
+        {"temperature": 0.7, "top_p": 0.9, "min_p": 0.01, "topk": 70},
+        {"top_k": 1200, "topk": 1},
         {"top_k": 30, "mask": bits((1, 20_000), 0.3).expand(60, -1)},
     ):
         check_draws(row.expand(60, -1), kwargs, impl, device)
@@ -318,6 +318,7 @@ def check_draws(logits: torch.Tensor, kwargs: dict[str, Any], impl: str, device:
     here = pyttc.sample(logits, **kwargs, impl="native")
     there = pyttc.sample(*moved((logits,), device), **moved(kwargs, device), impl=impl)
     assert (there.tokens.cpu() != here.tokens).sum() == 0, kwargs
+    assert torch.equal(there.topk_indices.cpu(), here.topk_indices)
     assert torch.allclose(there.log_kept_mass.cpu(), here.log_kept_mass, atol=1e-6)
 
 

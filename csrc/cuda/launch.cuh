@@ -11,6 +11,18 @@
 #define PYTTC_DYNAMIC_SHARED(T, name)                    \
   extern __shared__ __align__(1024) char name##_bytes[]; \
   T* name = reinterpret_cast<T*>(name##_bytes)
+
+// One instruction each. The larger, NaN if either is one; 2^y, 0 below 2^-126.
+__device__ __forceinline__ float max_or_nan(float x, float y) {
+  float most;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(most) : "f"(x), "f"(y));
+  return most;
+}
+__device__ __forceinline__ float exp2_or_zero(float y) {
+  float power;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(y));
+  return power;
+}
 #endif
 
 namespace pyttc {

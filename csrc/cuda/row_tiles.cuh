@@ -1,16 +1,17 @@
 // Rows of logits in tiles of kTile columns, fixed by column so that a row's bits depend on nothing
 // but the row: what one read leaves of each tile, and the totals of a row from it.
 //
-// A tile is kTileThreads threads of 16 columns, in vectors of 16 bytes; a group is the columns of
-// two neighbouring threads. Weights are 2^((x - reference) * scale), scale = log2(e) / temperature.
+// A tile is kTileThreads threads, each with a group of kGroup neighbouring columns, so that the
+// maximum and the sum of a group need no other thread, and its mask is one word. Loads go through
+// shared memory, where neighbouring threads' vectors become each thread's own. Weights are
+// 2^((x - reference) * scale), scale = log2(e) / temperature.
 #pragma once
 #include "launch.cuh"
 #include "select.cuh"
 
 namespace pyttc {
 
-constexpr int kTile = 4096, kTileThreads = 256, kTileGroups = kTileThreads / 2;
-constexpr int kOfThread = kTile / kTileThreads;  // columns
+constexpr int kTile = 4096, kTileThreads = 128, kGroup = kTile / kTileThreads;
 constexpr double kLn2 = 0.6931471805599453;
 
 struct TileStat {
@@ -37,10 +38,19 @@ struct OfRows {
 using RealOfRows = OfRows<double, float>;
 using WholeOfRows = OfRows<int64_t, int32_t>;
 
+// A temperature of 0 stands for 1. Below the least any two unequal logits are further apart than
+// probabilities reach.
+__host__ __device__ inline double scale_of(double temperature) {
+  if (temperature == 0) temperature = 1;
+  return 1.4426950408889634 / (temperature > 1.5e-250 ? temperature : 1.5e-250);
+}
+
 // What a scan leaves of each tile: of all its columns, or of those a mask allows.
 struct Scanned {
+  float* sums;      // [rows, tiles, kTileThreads]: of the groups' weights, the tile's maximum being
+                    // the reference; may be null
+  uint32_t* words;  // [rows, tiles, kTileThreads]: of the groups' maxima
   TileStat* stats;  // [rows, tiles]
-  uint32_t* words;  // [rows, tiles, kTileGroups]: of the groups' maxima
 };
 
 struct RowTiles {
@@ -50,8 +60,12 @@ struct RowTiles {
   const int32_t* mask;  // may be null
   int64_t mask_stride;
   RealOfRows temperature;
+  double common_scale;   // where the temperature is a number
   Scanned all, allowed;  // the same without a mask
 
+  __device__ double scale(int64_t i) const {
+    return temperature.data ? scale_of(temperature.at(i)) : common_scale;
+  }
   __device__ bool allows(int64_t i, int64_t column) const {
     return !mask || mask[i * mask_stride + column / 32] >> column % 32 & 1;
   }
@@ -74,100 +88,116 @@ struct RowTiles {
   dim3 grid() const { return dim3(static_cast<unsigned>(rows), static_cast<unsigned>(tiles)); }
 };
 
-// workspace: 32-bit, 3 + kTileGroups a tile of a row, twice with a mask.
+// workspace: 32-bit, 3 + kTileThreads a tile of a row, with sums 3 + 2 * kTileThreads; twice with a
+// mask.
 inline RowTiles row_tiles(const Tensor& logits, int64_t rows, const RealOfRows& temperature,
-                          const OptionalTensor& mask, const Tensor& workspace) {
+                          const OptionalTensor& mask, const Tensor& workspace, bool sums) {
   const int64_t columns = logits.size(1), tiles = (columns + kTile - 1) / kTile;
-  RowTiles t{
-      logits.data<void>(), logits.dtype(), rows,     columns, tiles, logits.stride(0), nullptr, 0,
-      temperature,         Scanned{},      Scanned{}};
-  t.all.stats = workspace.data<TileStat>();
-  t.all.words = reinterpret_cast<uint32_t*>(t.all.stats + rows * tiles);
-  t.allowed = t.all;
-  if (mask) {
-    t.mask = mask->data<int32_t>(), t.mask_stride = mask->stride(0);
-    t.allowed.stats = reinterpret_cast<TileStat*>(t.all.words + rows * tiles * kTileGroups);
-    t.allowed.words = reinterpret_cast<uint32_t*>(t.allowed.stats + rows * tiles);
+  RowTiles t{logits.data<void>(),
+             logits.dtype(),
+             rows,
+             columns,
+             tiles,
+             logits.stride(0),
+             mask ? mask->data<int32_t>() : nullptr,
+             mask ? mask->stride(0) : 0,
+             temperature,
+             scale_of(temperature.number)};
+  float* at = workspace.data<float>();
+  const auto take = [&](int64_t of_tile) { return at += rows * tiles * of_tile, at; };
+  for (Scanned* scanned : {&t.all, &t.allowed}) {
+    if (scanned == &t.allowed && !mask) {
+      t.allowed = t.all;
+      break;
+    }
+    scanned->sums = sums ? at : nullptr;
+    scanned->words = reinterpret_cast<uint32_t*>(sums ? take(kTileThreads) : at);
+    scanned->stats = reinterpret_cast<TileStat*>(take(kTileThreads));
+    take(3);
   }
   return t;
 }
 
-// A temperature of 0 stands for 1. Below the least any two unequal logits are further apart than
-// probabilities reach.
-__device__ inline double scale_of(double temperature) {
-  if (temperature == 0) temperature = 1;
-  return 1.4426950408889634 / (temperature > 1.5e-250 ? temperature : 1.5e-250);
-}
+// Where a tile keeps its i-th vector of 16 bytes: neither eight neighbours, which a load brings,
+// nor every fourth or eighth of a thread's own meet in a bank.
+__device__ __forceinline__ unsigned place_of(unsigned i) { return i ^ (i / 8 % 8); }
 
-// One vector of a row from `column` on, -inf past its end.
-template <class T, int kVector>
-__device__ __forceinline__ void load_vector(const RowTiles& t, const T* row, int64_t column,
-                                            float (&x)[kVector]) {
-  static_assert(kVector * sizeof(T) == 16);
-  if (column + kVector <= t.columns && reinterpret_cast<uintptr_t>(row) % 16 == 0) {
-    T part[kVector];
-    const uint4 all = *reinterpret_cast<const uint4*>(row + column);
-    memcpy(part, &all, sizeof(all));
+// Loads a tile by coalesced vectors, or by elements where the row is not aligned to vectors or
+// ends.
+template <class T>
+__device__ __forceinline__ void load_tile(const RowTiles& p, int64_t row, int64_t tile,
+                                          uint4* vectors) {
+  constexpr int kVector = 16 / sizeof(T), kEach = kGroup / kVector;
+  const unsigned t = threadIdx.x;
+  const T* from = p.row<T>(row) + tile * kTile;
+  const auto n = static_cast<unsigned>(min(int64_t{kTile}, p.columns - tile * kTile));
+  if (n == kTile && reinterpret_cast<uintptr_t>(from) % 16 == 0) {
+    uint4 held[kEach];
 #pragma unroll
-    for (int i = 0; i < kVector; ++i) x[i] = widen(part[i]);
+    for (int i = 0; i < kEach; ++i)
+      held[i] = reinterpret_cast<const uint4*>(from)[i * kTileThreads + t];
+#pragma unroll
+    for (int i = 0; i < kEach; ++i) vectors[place_of(i * kTileThreads + t)] = held[i];
   } else {
-#pragma unroll
-    for (int i = 0; i < kVector; ++i)
-      x[i] = column + i < t.columns ? widen(row[column + i]) : -INFINITY;
+    T* elements = reinterpret_cast<T*>(vectors);
+#pragma unroll 8
+    for (unsigned i = t; i < kTile; i += kTileThreads) {
+      T x;
+      narrow(-INFINITY, x);
+      if (i < n) x = from[i];
+      elements[place_of(i / kVector) * kVector + i % kVector] = x;
+    }
   }
 }
 
-// The first column of a thread's i-th vector.
+// The group of a thread.
 template <class T>
-__device__ __forceinline__ int64_t vector_column(int64_t tile, int thread, int i) {
-  return tile * kTile + (i * kTileThreads + thread) * static_cast<int>(16 / sizeof(T));
+__device__ __forceinline__ void own_group(const uint4* vectors, float (&x)[kGroup]) {
+  constexpr int kVector = 16 / sizeof(T), kEach = kGroup / kVector;
+#pragma unroll
+  for (int i = 0; i < kEach; ++i) {
+    T part[kVector];
+    const uint4 held = vectors[place_of(threadIdx.x * kEach + i)];
+    memcpy(part, &held, sizeof(held));
+#pragma unroll
+    for (int j = 0; j < kVector; ++j) x[i * kVector + j] = widen(part[j]);
+  }
 }
 
-// Column `i` of the 32 of a group: columns of two threads' vectors, side by side.
-__device__ inline int64_t group_column(const RowTiles& t, int64_t group, int i) {
-  const int pair = t.dtype == DType::f32 ? 8 : 16;
-  const int64_t tile = group / kTileGroups, thread = group % kTileGroups * 2;
-  return tile * kTile + (i / pair * kTileThreads + thread) * (pair / 2) + i % pair;
-}
-
-// log2 of the weight, with the scale in two parts so that it is not rounded.
-__device__ __forceinline__ float log2_weight(float x, float reference, float high, float low) {
-  const float d = x - reference;
-  float y = d * high;
-  if (y > -1e30f) y += d * low;
-  return d == 0.f ? 0.f : y;
-}
-
-// Of the columns a block holds: their maxima and sums, in a fixed order.
-__device__ __forceinline__ void scan_tile(const float (&x)[kOfThread], double scale, int64_t place,
+// Of the groups a block holds: their maxima and sums, and the tile's, in a fixed order.
+__device__ __forceinline__ void scan_tile(const float (&x)[kGroup], double scale, int64_t place,
                                           const Scanned& out) {
   constexpr int kWarps = kTileThreads / 32;
   __shared__ float highs[kWarps], sums[kWarps], moments[kWarps];
-  const int t = threadIdx.x, lane = t % 32, warp = t / 32;
-  float high = -INFINITY;
+  const int t = static_cast<int>(threadIdx.x), lane = t % 32, warp = t / 32;
+  float high = x[0];
 #pragma unroll
-  for (int i = 0; i < kOfThread; ++i) high = fmaxf(high, x[i] == x[i] ? x[i] : INFINITY);
-  high = fmaxf(high, __shfl_xor_sync(~0u, high, 1));
-  if (t % 2 == 0) out.words[place * kTileGroups + t / 2] = word_of(high);
+  for (int i = 1; i < kGroup; ++i) high = max_or_nan(high, x[i]);
+  if (high != high) high = INFINITY;
+  out.words[place * kTileThreads + t] = word_of(high);
 #pragma unroll
-  for (int by = 2; by < 32; by *= 2) high = fmaxf(high, __shfl_xor_sync(~0u, high, by));
+  for (int by = 1; by < 32; by *= 2) high = fmaxf(high, __shfl_xor_sync(~0u, high, by));
   if (lane == 0) highs[warp] = high;
   __syncthreads();
 #pragma unroll
   for (int i = 0; i < kWarps; ++i) high = fmaxf(high, highs[i]);
 
   const float reference = high == -INFINITY ? 0.f : high;
+  // The scale in two parts, so that it is not rounded.
   const double most = fmin(scale, 3e38);
   const float scale_high = static_cast<float>(most);
   const float scale_low = static_cast<float>(most - scale_high);
   float sum = 0.f, moment = 0.f;
 #pragma unroll
-  for (int i = 0; i < kOfThread; ++i) {
-    const float y = log2_weight(x[i], reference, scale_high, scale_low);
-    const float e = exp2f(y);
+  for (int i = 0; i < kGroup; ++i) {
+    const float d = x[i] - reference;
+    // What is -inf, or NaN where infinities of both parts meet, weighs nothing.
+    const float y = fmaxf(__fmaf_rn(d, scale_low, __fmul_rn(d, scale_high)), -200.f);
+    const float e = exp2_or_zero(y);
     sum += e;
-    moment += e > 0.f ? e * y : 0.f;
+    moment = __fmaf_rn(e, y, moment);
   }
+  if (out.sums) out.sums[place * kTileThreads + t] = sum;
 #pragma unroll
   for (int by = 1; by < 32; by *= 2) {
     sum += __shfl_xor_sync(~0u, sum, by);
@@ -182,24 +212,23 @@ __device__ __forceinline__ void scan_tile(const float (&x)[kOfThread], double sc
 
 template <class T>
 __global__ void __launch_bounds__(kTileThreads) tiles_kernel(const RowTiles p) {
-  constexpr int kVector = 16 / sizeof(T);
+  __shared__ uint4 vectors[kTile * sizeof(T) / sizeof(uint4)];
   const int64_t row = blockIdx.x, tile = blockIdx.y, place = row * p.tiles + tile;
-  const double scale = scale_of(p.temperature.at(row));
-  float x[kOfThread];
-#pragma unroll
-  for (int i = 0; i < kOfThread; i += kVector) {
-    float part[kVector];
-    load_vector(p, p.row<T>(row), vector_column<T>(tile, threadIdx.x, i / kVector), part);
-#pragma unroll
-    for (int j = 0; j < kVector; ++j) x[i + j] = part[j];
-  }
+  const double scale = p.scale(row);
+  load_tile<T>(p, row, tile, vectors);
+  __syncthreads();
+  float x[kGroup];
+  own_group<T>(vectors, x);
   scan_tile(x, scale, place, p.all);
   if (!p.mask) return;
+  static_assert(kGroup == 32, "a word of the mask");
+  const int64_t group = tile * kTileThreads + threadIdx.x;
+  uint32_t allowed = 0;
+  if (group * kGroup < p.columns)
+    allowed = static_cast<uint32_t>(p.mask[row * p.mask_stride + group]);
 #pragma unroll
-  for (int i = 0; i < kOfThread; ++i) {
-    const int64_t column = vector_column<T>(tile, threadIdx.x, i / kVector) + i % kVector;
-    if (column >= p.columns || !p.allows(row, column)) x[i] = -INFINITY;
-  }
+  for (int i = 0; i < kGroup; ++i)
+    if (!(allowed >> i & 1)) x[i] = -INFINITY;
   scan_tile(x, scale, place, p.allowed);
 }
 
@@ -226,7 +255,7 @@ struct RowTotals {
 __device__ inline void total_of_row(const RowTiles& p, const Scanned& scanned, int64_t row,
                                     double scale, RowTotals& out) {
   if (threadIdx.x >= 32) return;
-  const int lane = threadIdx.x;
+  const int lane = static_cast<int>(threadIdx.x);
   const TileStat* stats = scanned.stats + row * p.tiles;
   float high = -INFINITY;
   for (int64_t i = lane; i < p.tiles; i += 32) high = fmaxf(high, stats[i].high);

@@ -1,8 +1,10 @@
 // Bound by one read of the logits, which the tiles' kernel does; rows that are one row are read
-// once. A block a row then draws by inverse CDF: from the tiles' sums and one tile where nothing
-// filters, else from the columns that reach a threshold, if these are known to hold all that the
-// filters keep, and if not, from all of the row. Weights are integers, so that sums are exact in
-// any order: filters and the draw are radix selections by count or by weight.
+// once. A block a row, or for as many draws of one row as it has warps, then draws by inverse CDF.
+// Where nothing filters, a warp goes from the tiles' sums to those of a tile's groups and to 32
+// columns. Else the columns that reach a threshold are sorted, if these are known to hold all that
+// the filters keep: what is kept is then a run of them. If not, the filters are radix selections
+// over all of the row, by count or by weight. Weights are integers there, so that sums are exact in
+// any order.
 #include <vector>
 
 #include "choose.cuh"
@@ -15,6 +17,7 @@ namespace {
 
 constexpr int64_t kListed = 256;  // groups looked at where top_k does not say how many
 constexpr int64_t kMostListed = 1024;
+constexpr int kSlices = kRowThreads;  // of a row, whose sums its draws have in common
 
 struct Counters {
   const void* data;
@@ -32,8 +35,9 @@ struct SampleParams {
   RealOfRows top_p, min_p;
   Counters path_ids, positions;
   int64_t topk;
-  bool same;  // all rows are the first
-  int bits;   // of the largest weight
+  int64_t outputs;  // rows of them
+  bool same;        // all are draws of the first row
+  int bits;         // of the largest weight
   int64_t* tokens;
   float *logprobs, *processed, *kept_mass, *entropy;
   bool* valid;
@@ -46,19 +50,173 @@ struct Shared {
   Selection<2> counts;
   Selection<2, unsigned long long> weights;
   Chosen chosen;
-  unsigned long long sum;
-  int64_t tile;
-  double rest;  // of the target, of the tile's mass
+  uint64_t sums[kRoom];  // running sums of weights: of a list, or of slices of the row
+  uint64_t warps[kRowWarps];
+  int kept;
 };
 
+// Of columns of a row: exact where they are equal, 2^bits for the largest.
 struct Weigher {
   float largest;
-  double scale, one;
+  int bits;
+  double scale;
+  __device__ double relative(float x) const { return exp2(log2_of(x, largest, scale)); }
   __device__ uint64_t operator()(float x) const {
-    const double y = log2_of(x, largest, scale);
-    return y < -100 ? 0 : static_cast<uint64_t>(exp2(y) * one + 0.5);
+    return static_cast<uint64_t>(scalbn(relative(x), bits) + 0.5);
   }
 };
+
+struct Filters {
+  int64_t top_k;  // 0: off
+  double top_p, min_p;
+  __device__ bool any() const { return top_k || top_p < 1 || min_p > 0; }
+};
+
+// Running sums of value(i), i < n, to sums[i]; every value is read before any sum is written.
+template <class F>
+__device__ void add_up(int n, Shared& s, F value) {
+  constexpr int kEach = (kRoom + kRowThreads - 1) / kRowThreads;
+  const int t = static_cast<int>(threadIdx.x), lane = t % 32, warp = t / 32;
+  uint64_t upto[kEach], own = 0;
+#pragma unroll
+  for (int j = 0; j < kEach; ++j) {
+    const int i = t * kEach + j;
+    if (i < n) own += value(i);
+    upto[j] = own;
+  }
+  uint64_t before = own;
+  for (int by = 1; by < 32; by *= 2) {
+    const uint64_t below = __shfl_up_sync(~0u, before, by);
+    if (lane >= by) before += below;
+  }
+  if (lane == 31) s.warps[warp] = before;
+  __syncthreads();
+  before -= own;
+  for (int i = 0; i < warp; ++i) before += s.warps[i];
+#pragma unroll
+  for (int j = 0; j < kEach; ++j)
+    if (t * kEach + j < n) s.sums[t * kEach + j] = before + upto[j];
+  __syncthreads();
+}
+
+// The first of n running sums that is above a target below the last.
+__device__ int first_above(const uint64_t* sums, int n, uint64_t target) {
+  int first = 0;
+  for (int last = n - 1; first < last;) {
+    const int middle = (first + last) / 2;
+    if (sums[middle] > target)
+      last = middle;
+    else
+      first = middle + 1;
+  }
+  return first;
+}
+
+// Of a mass a share below 1, less than it.
+__device__ uint64_t share_of(uint64_t mass, double share) {
+  return min(static_cast<uint64_t>(share * static_cast<double>(mass)), mass - 1);
+}
+
+// --- nothing filters
+
+// By a warp: of `count` masses in order the one where their running sum passes the target, of which
+// what lies within that one is left. Where rounding leaves it beyond all, the last that is not 0.
+template <class Mass>
+__device__ int64_t find_mass(int64_t count, double& target, Mass mass) {
+  const int lane = static_cast<int>(threadIdx.x % 32);
+  const int64_t each = (count + 31) / 32;
+  double own = 0;
+  for (int64_t i = lane * each; i < min(count, (lane + 1) * each); ++i) own += mass(i);
+  double upto = own;
+  for (int by = 1; by < 32; by *= 2) {
+    const double below = __shfl_up_sync(~0u, upto, by);
+    if (lane >= by) upto += below;
+  }
+  const unsigned some = __ballot_sync(~0u, own > 0);
+  const unsigned past = __ballot_sync(~0u, own > 0 && upto > target);
+  const int at = past ? __ffs(static_cast<int>(past)) - 1 : 31 - __clz(static_cast<int>(some));
+  double left = target - __shfl_sync(~0u, upto - own, at);
+  int64_t found = at * each;
+  for (int64_t i = at * each; i < min(count, (at + 1) * each); ++i) {
+    const double here = mass(i);
+    if (!(here > 0)) continue;
+    found = i, target = fmax(left, 0.);
+    if (left < here) break;
+    left -= here;
+  }
+  return found;
+}
+
+// By a warp: the column where the weights of the row, in order of index, pass `share` of their sum.
+__device__ int64_t draw_from_tiles(const RowTiles& p, int64_t row, double scale,
+                                   const RowTotals& totals, double share) {
+  const TileStat* stats = p.allowed.stats + row * p.tiles;
+  double target = share * exp(totals.log_sum);
+  const int64_t tile = find_mass(p.tiles, target, [&](int64_t i) {
+    return stats[i].sum * exp2(log2_of(stats[i].high, totals.high, scale));
+  });
+  const float largest = stats[tile].high;
+  target /= exp2(log2_of(largest, totals.high, scale));
+  const float* sums = p.allowed.sums + (row * p.tiles + tile) * kTileThreads;
+  const int64_t group = find_mass(kTileThreads, target, [&](int64_t i) { return double{sums[i]}; });
+  const int64_t first = tile * kTile + group * kGroup;
+  const int64_t at = find_mass(min(int64_t{kGroup}, p.columns - first), target, [&](int64_t i) {
+    if (!p.allows(row, first + i)) return 0.;
+    return exp2(log2_of(p.at(row, first + i), largest, scale));
+  });
+  return first + at;
+}
+
+// --- the filters keep columns of a list
+
+// Whether the list, made of groups' maxima for `wanted` columns, holds all that the filters keep.
+__device__ bool is_covered(const Filters& filters, bool known, const Weigher& weigher, double total,
+                           Shared& s) {
+  const uint32_t worst = s.counts.bound[0];
+  if (s.chosen.count > kRoom) return false;
+  if (known || worst >= word_of(-INFINITY)) return true;  // no other column has a weight
+  if (filters.top_k) return false;
+  if (filters.min_p > 0 && weigher.relative(float_of(worst)) < filters.min_p) return true;
+  return filters.top_p < 1 &&
+         static_cast<double>(s.sums[s.chosen.count - 1]) >= ceil(filters.top_p * total);
+}
+
+// Leaves of the sorted list, whose running sums are known, what the filters keep, in order of
+// index, and its running sums; returns how many they are.
+__device__ int keep_of_list(const Filters& filters, const Weigher& weigher, double total,
+                            Shared& s) {
+  const int t = static_cast<int>(threadIdx.x);
+  uint64_t* list = s.chosen.list;
+  int n = static_cast<int>(s.chosen.count);
+  if (filters.top_k) {
+    n = static_cast<int>(min(int64_t{n}, filters.top_k));
+    total = static_cast<double>(s.sums[n - 1]);
+  }
+  uint64_t wanted = ~uint64_t{0};
+  if (filters.top_p < 1) wanted = static_cast<uint64_t>(fmax(ceil(filters.top_p * total), 1.));
+  if (t == 0) s.kept = n;
+  __syncthreads();
+  for (int i = t + 1; i < n; i += kRowThreads) {
+    bool kept = s.sums[i - 1] < wanted;
+    if (kept && filters.min_p > 0) {
+      const float x = float_of(static_cast<uint32_t>(list[i] >> 32));
+      kept = weigher.relative(x) >= filters.min_p;
+    }
+    if (!kept) atomicMin(&s.kept, i);
+  }
+  __syncthreads();
+  n = s.kept;
+  for (int i = t; i < n; i += kRowThreads)
+    list[i] = uint64_t{static_cast<uint32_t>(list[i])} << 32 | static_cast<uint32_t>(i);
+  sort(list, n);
+  add_up(n, s, [&](int i) {
+    const auto at = static_cast<uint32_t>(list[i]);
+    return s.sums[at] - (at ? s.sums[at - 1] : 0);
+  });
+  return n;
+}
+
+// --- the filters look at all of the row
 
 // A bound in the order (value descending, index ascending).
 struct Bound {
@@ -68,12 +226,7 @@ struct Bound {
   }
 };
 
-struct Filters {
-  int64_t top_k;  // 0: off
-  double top_p, min_p;
-};
-
-// Which columns of a source are kept, and what they weigh.
+// Which columns of a row are kept, and what they weigh.
 struct Keep {
   const RowTiles& tiles;
   int64_t row;
@@ -81,168 +234,166 @@ struct Keep {
   Bound bound;
   double min_p;
 
-  __device__ uint64_t operator()(bool live, float x, uint32_t column) const {
-    if (!live || !(x > -INFINITY) || !tiles.allows(row, column)) return 0;
+  __device__ uint64_t operator()(uint32_t column, float x) const {
+    if (!(x > -INFINITY) || !tiles.allows(row, column)) return 0;
     if (!bound.reached(word_of(x), column)) return 0;
-    if (min_p > 0 && exp2(log2_of(x, weigher.largest, weigher.scale)) < min_p) return 0;
+    if (min_p > 0 && weigher.relative(x) < min_p) return 0;
     return weigher(x);
   }
+  __device__ uint64_t at(uint32_t column) const { return (*this)(column, tiles.at(row, column)); }
 };
 
-__device__ uint64_t sum_of(const Source& source, Shared& s, const Keep& keep) {
-  __syncthreads();
-  if (threadIdx.x == 0) s.sum = 0;
-  __syncthreads();
-  unsigned long long sum = 0;
-  source.each([&](bool live, float x, uint32_t column) { sum += keep(live, x, column); });
-  for (int by = 1; by < 32; by *= 2) sum += __shfl_xor_sync(~0u, sum, by);
-  if (threadIdx.x % 32 == 0) atomicAdd(&s.sum, sum);
-  __syncthreads();
-  return s.sum;
-}
-
 // Narrows `keep` to the best columns that hold `count` columns, or to those that hold `mass`.
-__device__ void narrow_by_count(const Source& source, Shared& s, Keep& keep, int64_t count_) {
+__device__ void narrow_by_count(Shared& s, Keep& keep, int64_t count_) {
   for (begin(s.counts, count_); more(s.counts); next(s.counts)) {
     const bool index = s.counts.digit >= 4;
-    source.each([&](bool live, float x, uint32_t column) {
+    each_place(keep.tiles.columns, [&](uint32_t column, bool live) {
+      const float x = live ? keep.tiles.at(keep.row, column) : -INFINITY;
       const uint32_t word = word_of(x);
-      live = live && x > -INFINITY && keep.tiles.allows(keep.row, column);
+      live = x > -INFINITY && keep.tiles.allows(keep.row, column);
       count(s.counts, live && (!index || word == s.counts.bound[0]), index ? column : word);
     });
   }
   keep.bound = {s.counts.bound[0], s.counts.bound[1]};
 }
 
-__device__ void narrow_by_mass(const Source& source, Shared& s, Keep& keep, double mass) {
+__device__ void narrow_by_mass(Shared& s, Keep& keep, double mass) {
   for (begin(s.weights, mass < 1 ? 1 : static_cast<int64_t>(mass)); more(s.weights);
        next(s.weights)) {
     const bool index = s.weights.digit >= 4;
-    source.each([&](bool live, float x, uint32_t column) {
+    each_place(keep.tiles.columns, [&](uint32_t column, bool live) {
+      const float x = live ? keep.tiles.at(keep.row, column) : -INFINITY;
       const uint32_t word = word_of(x);
-      const uint64_t weight =
-          !index || word == s.weights.bound[0] ? keep(live, x, column) : uint64_t{0};
-      weigh(s.weights, weight, index ? column : word);
+      const bool counted = !index || word == s.weights.bound[0];
+      weigh(s.weights, live && counted ? keep(column, x) : 0, index ? column : word);
     });
   }
   if (keep.bound.reached(s.weights.bound[0], s.weights.bound[1]))
     keep.bound = {s.weights.bound[0], s.weights.bound[1]};
 }
 
-// The column of the source where the weights, in order of index, pass `share` of their sum `mass`.
-__device__ int64_t column_at(const Source& source, Shared& s, const Keep& keep, uint64_t mass,
-                             double share) {
-  const auto target = static_cast<uint64_t>(share * static_cast<double>(mass));
-  const int64_t wanted = static_cast<int64_t>(min(target + 1, mass));
-  begin(s.weights, wanted);
-  for (; s.weights.digit < 4; next(s.weights, -1))
-    source.each([&](bool live, float x, uint32_t column) {
-      weigh(s.weights, keep(live, x, column), column);
-    });
-  return s.weights.bound[0];
+__device__ uint32_t slice_columns(const RowTiles& p) {
+  return static_cast<uint32_t>((p.columns + 32 * kSlices - 1) / (32 * kSlices) * 32);
 }
 
-// By the first warp: the tile where the sums of tiles pass the target, and how far into it.
-__device__ void find_tile(const SampleParams& p, int64_t row, double scale, double u, Shared& s) {
-  if (threadIdx.x >= 32) return;
-  const int lane = static_cast<int>(threadIdx.x);
-  const TileStat* stats = p.tiles.allowed.stats + row * p.tiles.tiles;
-  const double target = u * exp(s.allowed.log_sum);
-  double before = 0;
-  for (int64_t first = 0; first < p.tiles.tiles; first += 32) {
-    double own = 0;
-    if (first + lane < p.tiles.tiles) {
-      const TileStat stat = stats[first + lane];
-      own = stat.sum * exp2(log2_of(stat.high, s.allowed.high, scale));
-    }
-    double upto = own;
+// Running sums of the weights of a row's slices.
+__device__ void weigh_slices(Shared& s, const Keep& keep) {
+  const uint32_t each = slice_columns(keep.tiles);
+  const auto columns = static_cast<uint32_t>(keep.tiles.columns);
+  const int lane = static_cast<int>(threadIdx.x % 32), warp = static_cast<int>(threadIdx.x / 32);
+  __syncthreads();
+  for (int i = warp; i < kSlices; i += kRowWarps) {
+    const uint32_t end = min(columns, (i + 1) * each);
+    uint64_t sum = 0;
+#pragma unroll 4
+    for (uint32_t column = i * each + lane; column < end; column += 32) sum += keep.at(column);
+    for (int by = 1; by < 32; by *= 2) sum += __shfl_xor_sync(~0u, sum, by);
+    if (lane == 0) s.sums[i] = sum;
+  }
+  __syncthreads();
+  add_up(kSlices, s, [&](int i) { return s.sums[i]; });
+}
+
+// By a warp: the column where the running sum of weights is above the target.
+__device__ uint32_t draw_from_slices(const Shared& s, const Keep& keep, uint64_t target) {
+  const int lane = static_cast<int>(threadIdx.x % 32);
+  const int slice = first_above(s.sums, kSlices, target);
+  uint64_t before = slice ? s.sums[slice - 1] : 0;
+  for (uint32_t first = slice * slice_columns(keep.tiles);; first += 32) {
+    uint64_t upto = first + lane < keep.tiles.columns ? keep.at(first + lane) : 0;
     for (int by = 1; by < 32; by *= 2) {
-      const double below = __shfl_up_sync(~0u, upto, by);
+      const uint64_t below = __shfl_up_sync(~0u, upto, by);
       if (lane >= by) upto += below;
     }
-    // The last with any weight holds what rounding leaves beyond.
-    const unsigned some = __ballot_sync(~0u, own > 0);
-    const unsigned past = __ballot_sync(~0u, own > 0 && before + upto > target);
-    const int at = past ? __ffs(static_cast<int>(past)) - 1 : 31 - __clz(static_cast<int>(some));
-    if (some && lane == at) {
-      s.tile = first + lane;
-      s.rest = fmin(fmax((target - (before + upto - own)) / own, 0.), 1.);
-    }
-    if (past) return;
+    const unsigned above = __ballot_sync(~0u, before + upto > target);
+    if (above) return first + __ffs(static_cast<int>(above)) - 1;
     before += __shfl_sync(~0u, upto, 31);
-    __syncwarp();
   }
 }
 
-__global__ void __launch_bounds__(kRowThreads, 1) sample_kernel(const SampleParams p) {
+__global__ void __launch_bounds__(kRowThreads, 2) sample_kernel(const SampleParams p) {
   __shared__ Shared s;
-  const int64_t out = blockIdx.x, row = p.same ? 0 : out, t = threadIdx.x;
-  const double temperature = p.tiles.temperature.at(row), scale = scale_of(temperature);
-  total_of_row(p.tiles, p.tiles.all, row, scale, s.all);
-  total_of_row(p.tiles, p.tiles.allowed, row, scale, s.allowed);
+  const int64_t of_block = p.same ? kRowWarps : 1, begin = blockIdx.x * of_block;
+  const int64_t end = min(p.outputs, begin + of_block), row = p.same ? 0 : begin;
+  const int64_t t = threadIdx.x;
+  const RowTiles& tiles = p.tiles;
+  const double temperature = tiles.temperature.at(row), scale = tiles.scale(row);
+  total_of_row(tiles, tiles.all, row, scale, s.all);
+  if (tiles.mask)
+    total_of_row(tiles, tiles.allowed, row, scale, s.allowed);
+  else if (t == 0)
+    s.allowed = s.all;
   __syncthreads();
-  const bool any = s.all.valid && s.allowed.valid;
-  float* logprobs = p.topk_logprobs + out * p.topk;
-  int64_t* indices = p.topk_indices + out * p.topk;
+  float* logprobs = p.topk_logprobs + begin * p.topk;
+  int64_t* indices = p.topk_indices + begin * p.topk;
   if (s.all.valid && p.topk)
-    write_topk(p.tiles, row, p.topk, scale, s.all, s.counts, s.chosen, logprobs, indices);
+    write_topk(tiles, row, p.topk, scale, s.all, s.counts, s.chosen, logprobs, indices,
+               end - begin);
   else
-    for (int64_t i = t; i < p.topk; i += kRowThreads) logprobs[i] = -INFINITY, indices[i] = -1;
-  if (!any) {
-    if (t > 0) return;
+    for (int64_t i = t; i < (end - begin) * p.topk; i += kRowThreads)
+      logprobs[i] = -INFINITY, indices[i] = -1;
+  if (!s.all.valid || !s.allowed.valid) {
+    const int64_t out = begin + t;
+    if (out >= end) return;
     p.tokens[out] = -1, p.valid[out] = false;
     p.logprobs[out] = p.processed[out] = p.kept_mass[out] = -INFINITY;
     p.entropy[out] = static_cast<float>(s.all.entropy);
     return;
   }
 
-  Filters filters{p.top_k.at(out), p.top_p.at(out), p.min_p.at(out)};
-  if (filters.top_k < 0 || filters.top_k >= p.tiles.columns) filters.top_k = 0;
+  Filters filters{p.top_k.at(begin), p.top_p.at(begin), p.min_p.at(begin)};
+  if (filters.top_k < 0 || filters.top_k >= tiles.columns) filters.top_k = 0;
   if (temperature == 0) filters.top_k = 1;
+  const Weigher weigher{s.allowed.high, p.bits, scale};
+  Keep keep{tiles, row, weigher, Bound(), 0};
+  int listed = 0;  // how many are kept of the list, 0 if it is not used
+  if (filters.any()) {
+    const double total = scalbn(exp(s.allowed.log_sum), p.bits);
+    const bool known = filters.top_k > 0 && filters.top_k <= kMostListed;
+    choose_from_groups(tiles, true, row, known ? filters.top_k : kListed, s.counts, s.chosen);
+    __syncthreads();
+    const auto count = static_cast<int>(s.chosen.count);
+    if (count <= kRoom) {
+      sort(s.chosen.list, count);
+      add_up(count, s, [&](int i) {
+        return weigher(float_of(static_cast<uint32_t>(s.chosen.list[i] >> 32)));
+      });
+    }
+    if (is_covered(filters, known, weigher, total, s)) {
+      listed = keep_of_list(filters, weigher, total, s);
+    } else {
+      double of = total;
+      if (filters.top_k) {
+        narrow_by_count(s, keep, filters.top_k);
+        weigh_slices(s, keep);
+        of = static_cast<double>(s.sums[kSlices - 1]);
+      }
+      if (filters.top_p < 1) narrow_by_mass(s, keep, ceil(filters.top_p * of));
+      keep.min_p = filters.min_p;
+      weigh_slices(s, keep);
+    }
+  }
+
+  const int64_t out = begin + t / 32;
+  if (out >= end) return;
   const double u = uniform(static_cast<uint64_t>(p.seed.at(out)), p.path_ids.at(out),
                            p.positions.at(out), 0, Purpose::token);
-  const Weigher weigher{s.allowed.high, scale, exp2(double(p.bits))};
-  const double total = exp(s.allowed.log_sum) * weigher.one;
-  Source source{p.tiles, row, 0, p.tiles.columns, nullptr};
-  Keep keep{p.tiles, row, weigher, Bound(), 0};
-  double share = u, log_kept = log2_of(s.allowed.high, s.all.high, scale) * kLn2 - s.all.log_sum;
-  const bool filtered = filters.top_k || filters.top_p < 1 || filters.min_p > 0;
-  if (!filtered) {
-    find_tile(p, row, scale, u, s);
-    __syncthreads();
-    source.begin = s.tile * kTile, source.end = min(p.tiles.columns, source.begin + kTile);
-    keep.weigher.largest = p.tiles.allowed.stats[row * p.tiles.tiles + s.tile].high;
-    share = s.rest;
+  int64_t column;
+  double log_kept = log2_of(s.allowed.high, s.all.high, scale) * kLn2 - s.all.log_sum;
+  if (!filters.any()) {
+    column = draw_from_tiles(tiles, row, scale, s.allowed, u);
+    log_kept += s.allowed.log_sum;
   } else {
-    const bool known = filters.top_k > 0 && filters.top_k <= kMostListed;
-    if (t == 0) s.chosen.count = 0;
-    choose_from_groups(p.tiles, true, row, known ? filters.top_k : kListed, s.counts, s.chosen);
-    __syncthreads();
-    const Source listed{p.tiles, row, 0, s.chosen.count, &s.chosen};
-    const uint32_t worst = s.counts.bound[0];
-    bool covered = listed.end <= kRoom;
-    if (covered && !known && worst < word_of(-INFINITY)) {  // columns with a weight are left out
-      covered = filters.top_k == 0;
-      const bool few = filters.min_p > 0 &&
-                       exp2(log2_of(float_of(worst), weigher.largest, scale)) < filters.min_p;
-      if (covered && !few)
-        covered = filters.top_p < 1 &&
-                  static_cast<double>(sum_of(listed, s, keep)) >= ceil(filters.top_p * total);
-    }
-    if (covered) source.end = listed.end, source.list = &s.chosen;
-    if (filters.top_k) narrow_by_count(source, s, keep, filters.top_k);
-    if (filters.top_p < 1) {
-      const double of = filters.top_k ? static_cast<double>(sum_of(source, s, keep)) : total;
-      narrow_by_mass(source, s, keep, ceil(filters.top_p * of));
-    }
-    keep.min_p = filters.min_p;
+    const uint64_t mass = s.sums[(listed ? listed : kSlices) - 1], target = share_of(mass, u);
+    if (listed)
+      column = s.chosen.list[first_above(s.sums, listed, target)] >> 32;
+    else
+      column = draw_from_slices(s, keep, target);
+    log_kept += log(scalbn(static_cast<double>(mass), -p.bits));
   }
-  const uint64_t mass = sum_of(source, s, keep);
-  const int64_t column = column_at(source, s, keep, mass, share);
-  log_kept += filtered ? log(static_cast<double>(mass) / weigher.one) : s.allowed.log_sum;
-  if (t > 0) return;
-  if (log_kept > 0) log_kept = 0;
-  const double logprob = log_probability(p.tiles.at(row, column), s.all, scale);
+  if (t % 32 > 0) return;
+  log_kept = fmin(log_kept, 0.);
+  const double logprob = log_probability(tiles.at(row, column), s.all, scale);
   p.tokens[out] = column, p.valid[out] = true;
   p.logprobs[out] = static_cast<float>(logprob);
   p.processed[out] = static_cast<float>(fmin(logprob - log_kept, 0.));
@@ -269,7 +420,7 @@ cudaError_t sample(cudaStream_t stream, const Tensor& logits, const std::vector<
   const bool each = !per_row.empty();
   const bool same = logits.stride(0) == 0 && !each && (!mask || mask->stride(0) == 0);
   const RealOfRows heat = each ? RealOfRows(per_row[1]) : RealOfRows(temperature);
-  SampleParams p{row_tiles(logits, same ? 1 : rows, heat, mask, workspace),
+  SampleParams p{row_tiles(logits, same ? 1 : rows, heat, mask, workspace, true),
                  each ? WholeOfRows(per_row[0]) : WholeOfRows(seed),
                  each ? WholeOfRows(per_row[2]) : WholeOfRows(top_k),
                  each ? RealOfRows(per_row[3]) : RealOfRows(top_p),
@@ -277,6 +428,7 @@ cudaError_t sample(cudaStream_t stream, const Tensor& logits, const std::vector<
                  counters(path_ids),
                  counters(positions),
                  topk,
+                 rows,
                  same};
   if (!p.tiles.serves() || rows > INT32_MAX) return cudaErrorInvalidValue;
   // Of all columns the sum has at most 62 bits.
@@ -287,7 +439,8 @@ cudaError_t sample(cudaStream_t stream, const Tensor& logits, const std::vector<
   p.topk_logprobs = topk_logprobs.data<float>(), p.topk_indices = topk_indices.data<int64_t>();
   const cudaError_t scanned = scan_rows(stream, p.tiles);
   if (scanned != cudaSuccess) return scanned;
-  PYTTC_LAUNCH(sample_kernel, dim3(static_cast<unsigned>(rows)), dim3(kRowThreads), 0, stream, p);
+  const int64_t blocks = same ? (rows + kRowWarps - 1) / kRowWarps : rows;
+  PYTTC_LAUNCH(sample_kernel, dim3(static_cast<unsigned>(blocks)), dim3(kRowThreads), 0, stream, p);
   return cudaGetLastError();
 }
 

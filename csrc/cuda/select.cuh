@@ -58,10 +58,18 @@ __device__ void count(Selection<kWords>& s, bool live, uint32_t value) {
     atomicAdd(&s.histogram[mine], static_cast<uint32_t>(__popc(alike)));
 }
 
+// Weights are at most 2^52. Those of a warp that meet are added up before they go to the histogram:
+// a 64-bit addition in shared memory is a loop which one thread leaves at a time.
 template <int kWords>
 __device__ void weigh(Selection<kWords, unsigned long long>& s, uint64_t weight, uint32_t value) {
   const unsigned mine = digit_of(s, weight > 0, value);
-  if (mine < 256) atomicAdd(&s.histogram[mine], static_cast<unsigned long long>(weight));
+  const unsigned alike = __match_any_sync(~0u, mine);
+  constexpr int kHalf = 26;
+  const unsigned low =
+      __reduce_add_sync(alike, static_cast<unsigned>(weight & ((1u << kHalf) - 1)));
+  const unsigned high = __reduce_add_sync(alike, static_cast<unsigned>(weight >> kHalf));
+  if (mine < 256 && static_cast<int>(threadIdx.x % 32) == __ffs(static_cast<int>(alike)) - 1)
+    atomicAdd(&s.histogram[mine], (static_cast<unsigned long long>(high) << kHalf) + low);
 }
 
 // After a pass: which digit the last element wanted has. A bound that up to `slack` more than

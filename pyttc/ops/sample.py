@@ -410,7 +410,10 @@ def run_cuda(
     out = outputs(logits, topk, torch.float32)
     values = (seed, temperature, top_k, top_p, min_p)
     numbers, tensors = (values, ()) if not any_tensor(values) else ((0, 1.0, 0, 1.0, 0.0), values)
-    workspace = cuda_workspace(logits, logits.shape[0], 1 if mask is None else 2)
+    # Draws of one row, which is scanned once.
+    one_row = not tensors and logits.stride(0) == 0 and (mask is None or mask.stride(0) == 0)
+    scans = (1 if one_row else logits.shape[0]) * (1 if mask is None else 2)
+    workspace = cuda_workspace(logits, scans, of_tile=2 * 128)
     cuda_module().sample(
         logits, list(tensors), *numbers, path_ids, positions, mask, topk, workspace, *out
     )

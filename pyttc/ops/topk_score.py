@@ -164,10 +164,11 @@ def native(
     return out
 
 
-def cuda_workspace(logits: torch.Tensor, rows: int, scans: int = 1) -> torch.Tensor:
-    """What the CUDA kernels leave of `rows` rows: 3 + 128 words a tile of 4,096 columns (row_tiles.cuh)."""
+def cuda_workspace(logits: torch.Tensor, rows: int, of_tile: int = 128) -> torch.Tensor:
+    """What the CUDA kernels leave of `rows` rows: 3 words and `of_tile` of its groups' for each tile of 4,096
+    columns (row_tiles.cuh)."""
     tiles = -(-logits.shape[1] // 4096)
-    return logits.new_empty(scans * rows * tiles * (3 + 128), dtype=torch.int32)
+    return logits.new_empty(rows * tiles * (3 + of_tile), dtype=torch.int32)
 
 
 def run_cuda(

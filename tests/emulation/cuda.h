@@ -263,6 +263,15 @@ template <class T>
 unsigned __match_any_sync(unsigned, T value) {
   return lanes_where(value, [](T theirs, T mine) { return theirs == mine; });
 }
+// Of the lanes in `mask`, which all give the same one.
+inline unsigned __reduce_add_sync(unsigned mask, unsigned value) {
+  unsigned sum = 0;
+  for (int i = 0; i < 32; ++i) {
+    const unsigned theirs = emulation::exchange(value, i);
+    if (mask >> i & 1) sum += theirs;
+  }
+  return sum;
+}
 inline int __any_sync(unsigned mask, int predicate) { return __ballot_sync(mask, predicate) != 0; }
 inline int __all_sync(unsigned mask, int predicate) { return __ballot_sync(mask, !predicate) == 0; }
 inline int __syncthreads_or(int predicate) {
@@ -298,6 +307,8 @@ T __ldg(const T* p) {
   return *p;
 }
 
+inline float max_or_nan(float x, float y) { return x != x || y != y ? NAN : std::max(x, y); }
+inline float exp2_or_zero(float y) { return y < -126 ? 0 : std::exp2(y); }
 inline float __expf(float x) { return std::exp(x); }
 inline float __logf(float x) { return std::log(x); }
 inline float __fmaf_rn(float a, float b, float c) { return std::fma(a, b, c); }
