@@ -30,9 +30,10 @@ class TreePlan:
     """The lists that tell a GPU which query rows go through which tiles of tokens, of one tree after
     another, in the same device memory.
 
-    `fill` builds them on the host in C++ (csrc/cpu/tree_plan.h describes them) and takes them to the
-    device in one copy, without waiting for it. Where the tree differs from the last one only in
-    leaves that have grown, only what that changes is written anew.
+    `fill` builds them on the host in C++ (csrc/cpu/tree_plan.h describes them), in pinned memory, and
+    takes them to the device in one copy, without waiting for it; only the next `fill` waits, should
+    the copy not be over. Where the tree differs from the last one only in leaves that have grown,
+    only what that changes is written anew.
 
     Args:
         page_size: of the trees.
@@ -60,6 +61,7 @@ class TreePlan:
         self._memory: list[torch.Tensor] = []
         self._lists: list[torch.Tensor] = []
         self._shape = (-1, -1, -1, -1)
+        self._copied: torch.cuda.Event | None = None  # once the device has what the host wrote
         self.grown = False  # whether the last fill only wrote what had grown
 
     def fill(self, tree: tuple[torch.Tensor, ...]) -> list[torch.Tensor]:
@@ -71,7 +73,12 @@ class TreePlan:
 
         Raises:
             ValueError: for what is wrong with the tree, or if it does not fit the capacity.
+            RuntimeError: while a CUDA graph is being captured, which would keep this tree's plan.
         """
+        if self.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+            raise RuntimeError("a plan is made before a graph is captured: see PrefixTree.plan")
+        if self._copied is not None:
+            self._copied.synchronize()
         paths = tree[4].shape[0]
         if self._paths < 0 or (self.capacity is None and paths != self._paths):
             items, steps, _, granule = self.capacity or (64, 512, 0, 16)
@@ -89,7 +96,9 @@ class TreePlan:
             self._plan.fill(*tree, *self._host)
             self.grown = False
         if self._there is not self._packed:
-            self._there.copy_(self._packed, non_blocking=True)  # of pageable memory: read at once
+            self._there.copy_(self._packed, non_blocking=True)
+            self._copied = torch.cuda.Event()
+            self._copied.record(torch.cuda.current_stream(self.device))
         shape = (items, steps, states, granule)
         if shape != self._shape:
             tokens = TILE // granule
@@ -105,9 +114,10 @@ class TreePlan:
         return self._lists
 
     def _reserve(self, items: int, steps: int, slots: int, paths: int) -> None:
-        sizes = [items * 5, steps * 4, slots, paths * 3]
-        self._packed = torch.zeros(sum(sizes), dtype=torch.int32)
+        # Each list begins at 16 bytes, whatever the others' sizes: kernels are compiled for that.
+        sizes = [-(-n // 4) * 4 for n in (items * 5, steps * 4, slots)] + [paths * 3]
         on_host = self.device.type == "cpu"
+        self._packed = torch.zeros(sum(sizes), dtype=torch.int32, pin_memory=not on_host)
         self._there = (
             self._packed if on_host else torch.zeros_like(self._packed, device=self.device)
         )
