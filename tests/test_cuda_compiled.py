@@ -1,5 +1,6 @@
-"""The CUDA kernels compiled by nvcc for the architectures a build targets: no warnings, no spills, and
-16-byte loads and stores where the design moves 16 bytes at a time."""
+"""The CUDA kernels compiled by nvcc for the architectures a build targets: no warnings, no spills, no more
+static shared memory than their launches reckon with, and 16-byte loads and stores where the design moves
+16 bytes at a time."""
 
 import os
 import re
@@ -19,6 +20,8 @@ WIDE = {"copy_pages": "LDG STG", "store_kv": "LDG STG", "topk_score": "LDG", "sa
 @pytest.mark.skipif(not os.path.exists(NVCC), reason="nvcc is not installed")
 @pytest.mark.parametrize("name", SOURCES)
 def test_compiled(name, tmp_path):
+    source = (ROOT / f"csrc/cuda/{name}.cu").read_text()
+    static = re.search(r"kStaticBytes = (\d+) << 10;", source)
     target = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in ARCHS]
     command = [NVCC, "-std=c++17", "-O3", "-cubin", "-Werror", "all-warnings", "-Xptxas", "-v"]
     command += [f"-I{ROOT / 'csrc/include'}", str(ROOT / f"csrc/cuda/{name}.cu")]
@@ -37,6 +40,9 @@ def test_compiled(name, tmp_path):
         spills = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores", log)
         assert spills and all(bytes == ("0", "0") for bytes in spills), log
         assert all(int(n) <= 128 for n in re.findall(r"Used (\d+) registers", log)), log
+        if "PYTTC_DYNAMIC_SHARED" in source:
+            most = int(static[1]) << 10 if static else 0
+            assert all(int(n) <= most for n in re.findall(r"(\d+) bytes smem", log)), log
         if name in WIDE and (dump := cuobjdump()):
             sass = subprocess.run(
                 [dump, "-sass", str(tmp_path / f"{name}{i}.cubin")],

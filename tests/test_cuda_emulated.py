@@ -13,7 +13,7 @@ from . import emulation
 pytestmark = pytest.mark.skipif(
     emulation.cuda_include() is None, reason="the emulation needs the CUDA toolkit's headers"
 )
-PROGRAM = """
+SETUP = """
 import os
 import sys
 from pathlib import Path
@@ -26,6 +26,9 @@ for name in kernels.kernel_ops("cuda"):
     op = dispatch.ops[name]
     op.impls["cuda"].missing = op.impls["cuda"].device = None
     sys.modules[f"pyttc.ops.{name}"].cuda_module = lambda: module
+"""
+PROGRAM = """
+for name in kernels.kernel_ops("cuda"):
     for call in kernels.calls(name):
         kernels.check(name, call, "cuda")
     print(name, len(kernels.calls(name)))
@@ -35,11 +38,19 @@ if os.environ.get("PYTTC_EMULATE_REVERSE") == "0":
     kernels.check_many_draws("cuda", "cpu")
     kernels.check_far_pages("cuda")
 """
+LITTLE_SHARED_MEMORY = """
+try:
+    kernels.run("select_beams", kernels.select_beams_calls()[-4], "cuda")
+except RuntimeError as error:
+    print(error)
+for name in kernels.kernel_ops("cuda"):
+    kernels.check(name, kernels.calls(name)[0], "cuda")
+"""
 
 
-def run(library: Path, **environment: str) -> str:
+def run(library: Path, program: str = PROGRAM, **environment: str) -> str:
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(library)],
+        [sys.executable, "-c", SETUP + program, str(library)],
         env={**os.environ, **environment},
         cwd=emulation.ROOT,
         capture_output=True,
@@ -57,6 +68,10 @@ def library():
 @pytest.mark.parametrize("reverse", ["0", "1"])
 def test_against_the_reference(library, reverse):
     assert "store_kv" in run(library, PYTTC_EMULATE_REVERSE=reverse)
+
+
+def test_an_error_is_raised_once(library):
+    assert "CUDA: " in run(library, LITTLE_SHARED_MEMORY, PYTTC_EMULATE_SHARED="65536")
 
 
 def test_addresses(tmp_path):

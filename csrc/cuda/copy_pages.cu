@@ -9,7 +9,6 @@ namespace pyttc {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int64_t kSharedBytes = 96 << 10;
 constexpr int64_t kSliceBytes = 32 << 10;  // gathered by a block, while the pairs are few
 
 struct Pool {
@@ -79,7 +78,7 @@ cudaError_t copy_pages(cudaStream_t stream, const Tensor& k_pages, const Tensor&
   return with_pieces({k_pages, v_pages}, [&](auto piece) {
     using Piece = decltype(piece);
     constexpr int64_t kPiece = sizeof(Piece);
-    if (pairs * kPiece > kSharedBytes) return cudaErrorInvalidValue;
+    if (pairs * kPiece > kMostShared) return cudaErrorInvalidValue;
     const int64_t pieces = k_pages.size(first + 3) * width / kPiece;
     const int64_t of_page = k_pages.size(first + 1) * k_pages.size(first + 2) * pieces;
     const int64_t slice = min(of_page, max(int64_t{1}, kSliceBytes / kPiece / pairs));
@@ -87,14 +86,13 @@ cudaError_t copy_pages(cudaStream_t stream, const Tensor& k_pages, const Tensor&
     p.pieces = static_cast<unsigned>(pieces);
     p.page_pieces = static_cast<unsigned>(of_page);
     p.slice = static_cast<unsigned>(slice);
-    const size_t bytes = static_cast<size_t>(pairs * slice * kPiece);
-    const cudaError_t error =
-        cudaFuncSetAttribute(copy_pages_kernel<Piece>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                             static_cast<int>(kSharedBytes));
+    const int64_t bytes = pairs * slice * kPiece;
+    const cudaError_t error = allow_shared(copy_pages_kernel<Piece>, 0, bytes);
     if (error != cudaSuccess) return error;
     const dim3 grid(static_cast<unsigned>((of_page + slice - 1) / slice),
                     static_cast<unsigned>(layers), 2);
-    PYTTC_LAUNCH(copy_pages_kernel<Piece>, grid, dim3(kThreads), bytes, stream, p);
+    PYTTC_LAUNCH(copy_pages_kernel<Piece>, grid, dim3(kThreads), static_cast<size_t>(bytes), stream,
+                 p);
     return cudaGetLastError();
   });
 }

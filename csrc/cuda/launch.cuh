@@ -27,6 +27,19 @@ __device__ __forceinline__ float exp2_or_zero(float y) {
 
 namespace pyttc {
 
+// The most shared memory a block may have on every device from compute capability 8.0 on; 8.6, 8.9
+// and 12.0 have no more.
+constexpr int64_t kMostShared = 99 << 10;
+
+// Has to come before a launch with `bytes` of dynamic shared memory: beyond 48 KiB, with the static
+// kind, a kernel must ask. It asks for all there is, since another thread may be launching it too.
+template <class... Params>
+cudaError_t allow_shared(void (*kernel)(Params...), int64_t static_bytes, int64_t bytes) {
+  if (static_bytes + bytes <= 48 << 10) return cudaSuccess;
+  return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                              static_cast<int>(kMostShared - static_bytes));
+}
+
 // Calls f(T{}) with the device type behind a dtype.
 template <class F>
 cudaError_t dispatch_device_float(DType dtype, F f) {

@@ -6,8 +6,9 @@ namespace pyttc {
 namespace {
 
 void check(cudaError_t error) {
-  if (error != cudaSuccess)
-    throw std::runtime_error(std::string("CUDA: ") + cudaGetErrorString(error));
+  if (error == cudaSuccess) return;
+  cudaGetLastError();  // or the next op's launch would report it
+  throw std::runtime_error(std::string("CUDA: ") + cudaGetErrorString(error));
 }
 
 // Makes a tensor's device the current one and finds torch's current stream of it.

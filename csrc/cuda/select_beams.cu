@@ -14,7 +14,9 @@ namespace {
 
 constexpr int kIndexThreads = 1024, kNormThreads = 128;
 constexpr int kWords = 5, kRankTile = 256;
-constexpr int64_t kMostHeld = 24 << 10;  // keys in shared memory
+constexpr int64_t kMostHeld = 22 << 10;    // keys in dynamic shared memory
+constexpr int64_t kStaticBytes = 7 << 10;  // of static shared memory, as ptxas counts them
+static_assert(kStaticBytes + kMostHeld * sizeof(uint32_t) <= kMostShared);
 
 struct Integers {
   const void* data;
@@ -262,13 +264,11 @@ cudaError_t select_beams(cudaStream_t stream, const Tensor& scores, const Tensor
                  length_penalty, p.rows, p.norms);
   }
   PYTTC_LAUNCH(index_rows_kernel, dim3(1), dim3(kIndexThreads), 0, stream, p);
-  const cudaError_t error =
-      cudaFuncSetAttribute(select_beams_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                           static_cast<int>(kMostHeld * sizeof(uint32_t)));
+  const int64_t bytes = p.held * static_cast<int64_t>(sizeof(uint32_t));
+  const cudaError_t error = allow_shared(select_beams_kernel, kStaticBytes, bytes);
   if (error != cudaSuccess) return error;
-  const size_t bytes = static_cast<size_t>(p.held) * sizeof(uint32_t);
-  PYTTC_LAUNCH(select_beams_kernel, dim3(static_cast<unsigned>(p.count)), dim3(threads), bytes,
-               stream, p);
+  PYTTC_LAUNCH(select_beams_kernel, dim3(static_cast<unsigned>(p.count)), dim3(threads),
+               static_cast<size_t>(bytes), stream, p);
   return cudaGetLastError();
 }
 

@@ -2,7 +2,8 @@
 // barrier and shuffle. It finds wrong indices, missing barriers that change a result, divergent
 // barriers and, under AddressSanitizer, out-of-bounds accesses; it does not find races.
 // PYTTC_EMULATE_REVERSE=1 in the environment runs blocks and threads in reverse order, so that a
-// result depending on either shows.
+// result depending on either shows. PYTTC_EMULATE_SHARED=<bytes> is the shared memory that a kernel
+// may ask for, 99 KiB if it is not set: the least that devices have.
 #pragma once
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -18,7 +19,9 @@
 #include <cstdlib>
 #include <cstring>
 #include <functional>
+#include <map>
 #include <memory>
+#include <utility>
 #include <vector>
 
 #undef __global__
@@ -106,6 +109,22 @@ inline bool reversed() {
   return value;
 }
 
+inline cudaError_t& last_error() {
+  static cudaError_t error = cudaSuccess;
+  return error;
+}
+
+// The dynamic shared memory that a kernel may be launched with.
+inline size_t& allowed(const void* kernel) {
+  static std::map<const void*, size_t> bytes;
+  return bytes.emplace(kernel, 48 << 10).first->second;
+}
+
+inline size_t most_shared() {
+  const char* set = std::getenv("PYTTC_EMULATE_SHARED");
+  return set ? std::strtoull(set, nullptr, 10) : 99 << 10;
+}
+
 inline bool release(Block& b, size_t from, size_t to, Waits what) {
   bool any = false;
   for (size_t i = from; i < to; ++i) {
@@ -141,15 +160,20 @@ inline void run(Block& b) {
 }
 
 template <class F>
-void launch(dim3 grid, dim3 size, size_t shared_bytes, F body) {
+void launch(const void* kernel, dim3 grid, dim3 size, size_t shared_bytes, F body) {
   constexpr size_t kStack = 64 << 10;
   const unsigned n = size.x * size.y * size.z;
+  const uint64_t blocks = uint64_t{grid.x} * grid.y * grid.z;
+  if (!blocks || !n || grid.x >> 31 || grid.y >> 16 || grid.z >> 16 || n > 1024 ||
+      shared_bytes > allowed(kernel)) {
+    last_error() = cudaErrorInvalidConfiguration;
+    return;
+  }
   Block b;
   b.size = size;
   b.grid = grid;
   b.body = body;
   b.stacks.resize(n * kStack);
-  const uint64_t blocks = uint64_t{grid.x} * grid.y * grid.z;
   for (uint64_t k = 0; k < blocks; ++k) {
     const uint64_t i = reversed() ? blocks - 1 - k : k;
     b.id = dim3(i % grid.x, i / grid.x % grid.y, i / grid.x / grid.y);
@@ -204,15 +228,21 @@ inline int lane() { return static_cast<int>(block()->running->lane); }
 #define blockDim (emulation::block()->size)
 #define gridDim (emulation::block()->grid)
 #define PYTTC_DYNAMIC_SHARED(T, name) T* name = reinterpret_cast<T*>(emulation::shared_memory())
-#define PYTTC_LAUNCH(kernel, grid, size, shared_bytes, stream, ...) \
-  emulation::launch(grid, size, shared_bytes, [&] { kernel(__VA_ARGS__); })
+#define PYTTC_LAUNCH(kernel, grid, size, shared_bytes, stream, ...)                   \
+  emulation::launch(reinterpret_cast<const void*>(&kernel), grid, size, shared_bytes, \
+                    [&] { kernel(__VA_ARGS__); })
 
-inline cudaError_t cudaGetLastError() { return cudaSuccess; }
+inline cudaError_t cudaGetLastError() {
+  return std::exchange(emulation::last_error(), cudaSuccess);
+}
 inline const char* cudaGetErrorString(cudaError_t) { return "invalid value"; }
 inline cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess; }
 inline cudaError_t cudaSetDevice(int) { return cudaSuccess; }
 template <class F>
-cudaError_t cudaFuncSetAttribute(F, cudaFuncAttribute, int) {
+cudaError_t cudaFuncSetAttribute(F kernel, cudaFuncAttribute, int bytes) {
+  if (static_cast<size_t>(bytes) > emulation::most_shared())
+    return emulation::last_error() = cudaErrorInvalidValue;
+  emulation::allowed(reinterpret_cast<const void*>(kernel)) = static_cast<size_t>(bytes);
   return cudaSuccess;
 }
 
