@@ -356,6 +356,38 @@ def check_rows_alone(impl: str, device: str) -> None:
     assert torch.equal(found, pyttc.topk_score(rows, 8, impl="native").indices)
 
 
+def store_kv_calls() -> list[Call]:
+    """More rows than look at each other: many for each slot, and most alone."""
+    make = torch.Generator().manual_seed(0)
+    many = []
+    for rows, pool, index in [
+        (1030, (3, 5, 1, 8), torch.int64),
+        (1025, (90, 16, 2, 4), torch.int32),
+    ]:
+        k, v = torch.randn(2, rows, *pool[2:], generator=make)
+        k_pages, v_pages = torch.full((2, *pool), NAN)
+        slots = torch.randint(-1, pool[0] * pool[1], (rows, 3), generator=make).to(index)
+        many.append(((k, v, k_pages, v_pages, slots[:, 1]), {}))
+    return declared_calls("store_kv") + many
+
+
+def check_stray_slots(impl: str, device: str) -> None:
+    """Rows whose slots are out of range are left out, few rows or many."""
+    stray = torch.tensor([-(2**63), -(2**32), -2, 60, 2**32 + 3, 2**63 - 1])
+    for rows, index in ((50, torch.int32), (50, torch.int64), (1030, torch.int64)):
+        make = torch.Generator().manual_seed(rows)
+        k, v = torch.randn(2, rows, 1, 8, generator=make).to(device)
+        slots = torch.randint(-1, 60, (rows,), generator=make)
+        left_out = torch.rand(rows, generator=make) < 0.3
+        kept, wild = slots.masked_fill(left_out, -1), torch.where(left_out, stray[slots % 6], slots)
+        at = wild.clamp(torch.iinfo(index).min, torch.iinfo(index).max).to(index)
+        pages = torch.zeros(2, 12, 5, 1, 8)
+        expected, got = pages.clone(), pages.to(device, copy=True)
+        pyttc.store_kv(k.cpu(), v.cpu(), *expected, kept, impl="reference")
+        pyttc.store_kv(k, v, *got, at.to(device), impl=impl)
+        assert same(got.cpu(), expected)
+
+
 def check_far_pages(impl: str) -> None:
     """A second page that begins 2**31 elements behind the first."""
     memory = torch.empty(2**31 + 64, dtype=torch.float16)  # untouched pages of it take no memory

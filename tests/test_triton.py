@@ -80,9 +80,9 @@ def beams(**options: object) -> None:
     )
 
 
-def store() -> None:
-    k, pages = empty(512, 8, 128), empty(40, 16, 8, 128)
-    store_kv.launch(k, k.clone(), pages, pages.clone(), zeros(512))
+def store(rows: int = 512) -> None:
+    k, pages = empty(rows, 8, 128), empty(40, 16, 8, 128)
+    store_kv.launch(k, k.clone(), pages, pages.clone(), zeros(rows))
 
 
 def merge() -> None:
@@ -130,6 +130,7 @@ ON_SM90: dict[str, Case] = {
     "sample-rows": (draw_rows, 255, 1),
     "select_beams-all": (lambda: beams(length_penalty=0.6), 255, 0),
     "shared_prefix_attention-f32": (lambda: dense(F32), 255, 1),
+    "store_kv-many": (lambda: store(4096), 64, 0),
     "topk_score-1024": (lambda: score(1024, F32), 255, 2),
 }
 

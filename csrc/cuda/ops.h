@@ -31,7 +31,7 @@ cudaError_t select_beams(cudaStream_t stream, const Tensor& scores, const Tensor
                          const Tensor& best_tokens, const Tensor& best_scores);
 
 cudaError_t store_kv(cudaStream_t stream, const Tensor& k, const Tensor& v, const Tensor& k_pages,
-                     const Tensor& v_pages, const Tensor& slots);
+                     const Tensor& v_pages, const Tensor& slots, const OptionalTensor& table);
 
 cudaError_t topk_score(cudaStream_t stream, const Tensor& logits, int64_t k, double temperature,
                        const Tensor& workspace, const Tensor& logprobs, const Tensor& indices,

@@ -15,6 +15,7 @@ from ..kernels import (
     check,
     check_many_draws,
     check_rows_alone,
+    check_stray_slots,
     check_tokens,
     dense,
     kernel_ops,
@@ -223,3 +224,8 @@ def test_both_attention_ops_give_the_same_bits():
 def test_tokens_are_those_of_the_cpu(impl):
     check_tokens(impl, "cuda", 32_000)
     check_many_draws(impl, "cuda")
+
+
+@pytest.mark.parametrize("impl", implementations("store_kv"))
+def test_rows_of_slots_out_of_range_are_left_out(impl):
+    check_stray_slots(impl, "cuda")

@@ -10,7 +10,7 @@ import pyttc
 from pyttc.ops.philox import uniforms
 
 from ..forests import Forest
-from ..kernels import calls, check, check_far_pages, dense, kernel_ops
+from ..kernels import calls, check, check_far_pages, check_stray_slots, dense, kernel_ops
 from ..planned import planned_forests
 from ..triton_interpreter import programs
 
@@ -42,6 +42,10 @@ def test_uniform_numbers_have_all_their_bits():
     out = torch.empty(200, dtype=torch.float64)
     uniforms_kernel[(200,)](seeds, *counters, out)
     assert torch.equal(out, uniforms(seeds, *counters))
+
+
+def test_rows_of_slots_out_of_range_are_left_out():
+    check_stray_slots("triton", "cpu")
 
 
 def test_offsets_are_64_bit():

@@ -27,6 +27,18 @@ MUTANTS = [
         ),
         (
             "csrc/cuda/store_kv.cu",
+            "of many rows for a slot any stays",
+            "if (slot >= 0 && p.last[slot] < row) atomicMax",
+            "if (row < 0) atomicMax",
+        ),
+        (
+            "csrc/cuda/store_kv.cu",
+            "a row of no slot is looked up",
+            "return slot < p.pool_slots ? slot : -1;",
+            "return slot;",
+        ),
+        (
+            "csrc/cuda/store_kv.cu",
             "an offset of 32 bits",
             "char* to = r.to + page * r.page + offset * r.slot;",
             "char* to = r.to + static_cast<int>(page * r.page) + offset * r.slot;",
@@ -176,4 +188,12 @@ MUTANTS = [
             "    sums[t] += before;",
         ),
     ]
+] + [
+    Mutant(
+        "csrc/cuda/module.cpp",
+        "an error is raised twice",
+        "  cudaGetLastError();  // or",
+        "  // or",
+        "tests/test_cuda_emulated.py -k error",
+    )
 ]

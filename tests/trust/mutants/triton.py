@@ -37,6 +37,13 @@ MUTANTS = [
         ),
         (
             "store_kv",
+            "store_kv",
+            "of many rows for a slot any stays",
+            "tl.atomic_max(table_ptr + slot, row, mask=before)",
+            "tl.atomic_max(table_ptr + slot, row, mask=before & (row < 0))",
+        ),
+        (
+            "store_kv",
             "'store_kv or 64_bit'",
             "an offset of 32 bits",
             "v_at = v_pages_ptr + page * v_page + offset * v_slot",
