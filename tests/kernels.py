@@ -11,6 +11,7 @@ from pyttc.dispatch import ops
 from . import ops as declared
 from .common import same, spread
 from .forests import Forest
+from .test_merge_states import states
 
 INF, NAN = float("inf"), float("nan")
 EXACT = {"store_kv", "copy_pages", "select_beams"}  # every bit; of the others integers and flags
@@ -354,6 +355,44 @@ def check_rows_alone(impl: str, device: str) -> None:
     rows = tops("random", (100, 500), torch.bfloat16)
     found = pyttc.topk_score(rows.to(device), 8, temperature=0.8, impl=impl).indices.cpu()
     assert torch.equal(found, pyttc.topk_score(rows, 8, impl="native").indices)
+
+
+def merge_states_calls() -> list[Call]:
+    """Rows that are one run and several, in more dimensions than a kernel unfolds, and longer than a warp."""
+    bf16 = torch.bfloat16
+    a, lse_a, b, lse_b = states((6, 4, 64), bf16)
+    apart = (torch.empty(7, 5, 72, dtype=bf16)[:6, :4, :64].copy_(t) for t in (a, b))
+    turned = (t.transpose(0, 1).contiguous().transpose(0, 1) for t in (b, lse_b))
+    merges = [
+        (a, lse_a, *turned),
+        (next(apart), lse_a, next(apart), lse_b),
+        states((2, 3, 1, 2, 1, 2, 1, 3, 2, 24), bf16),
+        tuple(spread(t) for t in states((2, 3, 1, 2, 1, 2, 1, 3, 2, 24), torch.float16)),
+        states((3, 2056), bf16),
+        states((2, 1100)),
+        tuple(spread(t) for t in states((2, 700))),
+    ]
+    return declared_calls("merge_states") + [(args, {}) for args in merges]
+
+
+def check_merged_bits(impl: str, device: str) -> None:
+    """Neither where rows lie nor the order of the states shows in the bits."""
+
+    def beside(t: torch.Tensor) -> torch.Tensor:
+        return torch.empty(t.numel() + 1, dtype=t.dtype, device=device)[1:].view_as(t).copy_(t)
+
+    for d, dtype in ((64, torch.bfloat16), (80, torch.float16), (24, torch.float32)):
+        args = states((5, 7, d), dtype)
+        a, lse_a, b, lse_b = moved(args, device)
+        whole = pyttc.merge_states(a, lse_a, b, lse_b, impl=impl)
+        for other in (
+            (b, lse_b, a, lse_a),
+            tuple(beside(t) for t in args),
+            moved(tuple(spread(t) for t in args), device),
+            (a, lse_a, beside(b), lse_b),
+        ):
+            merged = pyttc.merge_states(*other, impl=impl)
+            assert all(same(x.cpu(), y.cpu()) for x, y in zip(merged, whole, strict=True))
 
 
 def store_kv_calls() -> list[Call]:

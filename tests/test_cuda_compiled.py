@@ -14,7 +14,13 @@ ROOT = Path(__file__).resolve().parents[1]
 NVCC = shutil.which("nvcc") or "/usr/local/cuda/bin/nvcc"
 ARCHS = ("80", "90a", "100")
 SOURCES = sorted(path.stem for path in ROOT.glob("csrc/cuda/*.cu"))
-WIDE = {"copy_pages": "LDG STG", "store_kv": "LDG STG", "topk_score": "LDG", "sample": "LDG"}
+WIDE = {
+    "copy_pages": "LDG STG",
+    "merge_states": "LDG STG",
+    "sample": "LDG",
+    "store_kv": "LDG STG",
+    "topk_score": "LDG",
+}
 
 
 @pytest.mark.skipif(not os.path.exists(NVCC), reason="nvcc is not installed")

@@ -35,6 +35,7 @@ for name in kernels.kernel_ops("cuda"):
         kernels.check(name, call, "cuda")
     print(name, len(kernels.calls(name)))
 kernels.check_stray_slots("cuda", "cpu")
+kernels.check_merged_bits("cuda", "cpu")
 if os.environ.get("PYTTC_EMULATE_REVERSE") == "0":
     kernels.check_rows_alone("cuda", "cpu")
     kernels.check_tokens("cuda", "cpu", 600)

@@ -17,7 +17,13 @@ struct MergeWeights {
 PYTTC_HOST_DEVICE inline MergeWeights merge_weights(float lse_a, float lse_b) {
   const float high = lse_a > lse_b || lse_a != lse_a ? lse_a : lse_b;
   if (high == -INFINITY) return {0.f, 0.f, -INFINITY};
-  const float ea = expf(lse_a - high), eb = expf(lse_b - high), sum = ea + eb;
+  const float ea = expf(lse_a - high), eb = expf(lse_b - high);
+#if defined(__CUDA_ARCH__)
+  // On a GPU expf ends in a product; fused into the sum it would make the order of the states show.
+  const float sum = __fadd_rn(ea, eb);
+#else
+  const float sum = ea + eb;
+#endif
   return {ea / sum, eb / sum, high + logf(sum)};
 }
 

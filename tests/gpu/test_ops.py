@@ -14,6 +14,7 @@ from ..kernels import (
     calls,
     check,
     check_many_draws,
+    check_merged_bits,
     check_rows_alone,
     check_stray_slots,
     check_tokens,
@@ -229,3 +230,8 @@ def test_tokens_are_those_of_the_cpu(impl):
 @pytest.mark.parametrize("impl", implementations("store_kv"))
 def test_rows_of_slots_out_of_range_are_left_out(impl):
     check_stray_slots(impl, "cuda")
+
+
+@pytest.mark.parametrize("impl", implementations("merge_states"))
+def test_the_layout_does_not_show_in_the_bits(impl):
+    check_merged_bits(impl, "cuda")

@@ -10,14 +10,26 @@ MUTANTS = [
         (
             "csrc/cuda/merge_states.cu",
             "the second state at the strides of the first",
-            "row_offset(p, p.out_b_stride, row)",
-            "row_offset(p, p.out_a_stride, row)",
+            "at.out_b += i * p.stride[k].out_b;",
+            "at.out_b += i * p.stride[k].out_a;",
         ),
         (
             "csrc/cuda/merge_states.cu",
             "what an empty state holds is read",
-            "w.a == 0.f ? 0.f : w.a * widen(a[i])",
-            "w.a * widen(a[i])",
+            "w.a == 0.f ? 0.f : __fmul_rn(w.a,",
+            "__fmul_rn(w.a,",
+        ),
+        (
+            "csrc/cuda/merge_states.cu",
+            "dimensions are one run in the first state, and so in all",
+            "s.out_a == last.out_a * n && s.out_b == last.out_b * n &&",
+            "s.out_a == last.out_a * n &&",
+        ),
+        (
+            "csrc/cuda/merge_states.cu",
+            "a row's last pieces are nobody's",
+            "<< p.log_threads < pieces) ++p.log_threads;",
+            "<< p.log_threads < pieces / 2) ++p.log_threads;",
         ),
         (
             "csrc/cuda/store_kv.cu",
