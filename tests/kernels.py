@@ -362,9 +362,10 @@ def merge_states_calls() -> list[Call]:
     bf16 = torch.bfloat16
     a, lse_a, b, lse_b = states((6, 4, 64), bf16)
     apart = (torch.empty(7, 5, 72, dtype=bf16)[:6, :4, :64].copy_(t) for t in (a, b))
-    turned = (t.transpose(0, 1).contiguous().transpose(0, 1) for t in (b, lse_b))
+    turned, turned_lse = (t.transpose(0, 1).contiguous().transpose(0, 1) for t in (b, lse_b))
     merges = [
-        (a, lse_a, *turned),
+        (a, lse_a, turned, lse_b),
+        (a, lse_a, b, turned_lse),
         (next(apart), lse_a, next(apart), lse_b),
         states((2, 3, 1, 2, 1, 2, 1, 3, 2, 24), bf16),
         tuple(spread(t) for t in states((2, 3, 1, 2, 1, 2, 1, 3, 2, 24), torch.float16)),

@@ -1,8 +1,8 @@
 // Bound by memory: one block a row, which moves its keys and values in 16-byte pieces where they
 // are aligned. Of several rows for one slot the last is stored. While rows are few a block looks at
-// the later slots first, which are few bytes beside the row. Many rows would be quadratic: two small
-// kernels leave the last row for each slot in a table over the pool, of which only what they wrote is
-// read, so that nothing has to clear it.
+// the later slots first, which are few bytes beside the row. Many rows would be quadratic: for
+// them two small kernels leave the last row for each slot in a table over the pool. Of that only
+// what they wrote is read, so that nothing has to clear it.
 #include "launch.cuh"
 #include "ops.h"
 #include "pieces.h"

@@ -119,14 +119,6 @@ def native(
     _C.store_kv(k, v, k_pages, v_pages, slots, torch.get_num_threads())
 
 
-def row_table(k_pages: torch.Tensor, slots: torch.Tensor) -> torch.Tensor | None:
-    """Where kernels find the last row for each slot of the pool, 4 bytes a slot; None while rows are so few
-    that each looks at all behind it (cheaper than two launches more)."""
-    if slots.shape[0] <= 1024:
-        return None
-    return slots.new_empty(k_pages.shape[0] * k_pages.shape[1], dtype=torch.int32)
-
-
 def run_cuda(
     k: torch.Tensor,
     v: torch.Tensor,
@@ -134,7 +126,10 @@ def run_cuda(
     v_pages: torch.Tensor,
     slots: torch.Tensor,
 ) -> None:
-    cuda_module().store_kv(k, v, k_pages, v_pages, slots, row_table(k_pages, slots))
+    table = None  # of each slot's last row; few rows find it without
+    if slots.shape[0] > 1024:
+        table = slots.new_empty(k_pages.shape[0] * k_pages.shape[1], dtype=torch.int32)
+    cuda_module().store_kv(k, v, k_pages, v_pages, slots, table)
 
 
 _op = register(
