@@ -2,12 +2,17 @@
 cost of the bytes they do not share."""
 
 import importlib
+import importlib.util
+import pkgutil
 from typing import Any
 
 import torch
 
 if not hasattr(torch.Tensor, "__dlpack_c_exchange_api__"):
     raise ImportError(f"pyttc needs torch 2.10 or later; this is torch {torch.__version__}")
+if importlib.util.find_spec(f"{__name__}._C") is None:
+    # In a checkout that is not built: with what is built of an installed package.
+    __path__ = pkgutil.extend_path(__path__, __name__)
 try:
     from . import _C
 except ImportError as error:

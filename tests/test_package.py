@@ -53,6 +53,26 @@ print(sorted(m for m in new if m.split(".")[0] in ("triton", "transformers") or 
     assert python(code, PATH="").stdout == "[]\n"
 
 
+def test_a_checkout_that_is_not_built_runs_with_what_an_installed_package_built(
+    tmp_path: Path,
+) -> None:
+    skip = shutil.ignore_patterns("*.so", "__pycache__", "models")
+    shutil.copytree(ROOT / "pyttc", tmp_path / "checkout/pyttc", ignore=skip)
+    installed = tmp_path / "site/pyttc"
+    shutil.copytree(tmp_path / "checkout/pyttc", installed)
+    shutil.copy(_C.__file__, installed)
+    code = f"""
+import sys
+sys.meta_path = [f for f in sys.meta_path if "editable" not in repr(f).lower()]
+sys.path[:0] = {[str(tmp_path / "checkout"), str(installed.parent)]}
+import pyttc
+print(pyttc.__file__, pyttc._C.__file__, sep="\\n")
+"""
+    package, native = python(code).stdout.split()
+    assert Path(package).parent == tmp_path / "checkout/pyttc"
+    assert Path(native).parent == installed
+
+
 def test_version_is_one() -> None:
     stated = re.search(r'^version = "(.+)"', (ROOT / "pyproject.toml").read_text(), re.M)
     assert stated and stated[1] == pyttc.__version__
