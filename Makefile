@@ -14,7 +14,7 @@ CPP := git ls-files '*.cpp' '*.h' '*.cu' '*.cuh'
 export OMP_WAIT_POLICY ?= passive
 
 .PHONY: demo step test nightly examples fuzz faults kills soak asan tsan mutants bench
-.PHONY: bench-peers curve gpu lint format clean
+.PHONY: bench-peers curve gpu gpu-test gpu-repeat gpu-bench gpu-trees lint format clean
 
 demo: $(VENV)/built
 	@if ls pyttc/models/*/model.safetensors >/dev/null 2>&1; then $(RUN) pyttc solve; \
@@ -84,14 +84,27 @@ bench-peers: $(VENV)/built
 curve: $(VENV)/built
 	$(RUN) benchmarks.countdown
 
-# On a machine with a GPU: tests, the sanitizer's four tools, benchmarks.
-gpu: $(VENV)/built
+# On a machine with a GPU: tests, the sanitizer's four tools, benchmarks (FastTree and PAT are trees of theirs).
+# `make -k gpu` goes on after a failure; `make gpu RUN="python3 -m" BUILT=` takes the package that is installed.
+BUILT := $(VENV)/built
+gpu: gpu-test gpu-memcheck gpu-racecheck gpu-initcheck gpu-synccheck gpu-repeat gpu-bench gpu-trees
+
+gpu-test: $(BUILT)
 	$(RUN) pytest -m gpu
-	for tool in memcheck racecheck initcheck synccheck; do \
-	  PYTTC_LAUNCHES=3 compute-sanitizer --tool $$tool --error-exitcode 1 --target-processes all \
-	    $(RUN) pytest -m gpu -k reference || exit 1; done
+
+# Without torch's cache of memory the tools see where each tensor ends, and what nobody has written.
+gpu-%check: $(BUILT)
+	PYTORCH_NO_CUDA_MEMORY_CACHING=1 PYTTC_LAUNCHES=3 compute-sanitizer --tool $*check \
+	  --error-exitcode 1 --report-api-errors no --target-processes all $(RUN) pytest -m gpu -k reference
+
+gpu-repeat: $(BUILT)
 	PYTTC_LAUNCHES=100000 $(RUN) pytest -m gpu -k repeated
+
+gpu-bench: $(BUILT)
 	$(RUN) benchmarks.gpu
+
+gpu-trees: $(BUILT)
+	$(RUN) benchmarks.gpu FastTree PAT
 
 lint: $(VENV)/built
 	$(RUN) ruff check .

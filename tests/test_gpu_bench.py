@@ -131,7 +131,9 @@ def test_draws_of_others_follow_the_filters() -> None:
     assert (kept == tokens).any(-1).all()
 
 
-@pytest.mark.parametrize("name", sorted(set(cases.CASES) - {"prefix_tree_attention", "PAT"}))
+@pytest.mark.parametrize(
+    "name", ["FastTree", *sorted(set(cases.CASES) - {"prefix_tree_attention"})]
+)
 def test_every_case_makes_its_rows(
     name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -140,23 +142,64 @@ def test_every_case_makes_its_rows(
             call()
         return common.Timing(1.0, 1.0, 1.0)
 
-    made = cases.CASES[name]
+    made = {**cases.CASES, **cases.TREES}[name]
     monkeypatch.setattr(torch.compiler, "reset", lambda: None)
     monkeypatch.setattr(cases, "VOCABULARY", 300)
     small = Suite(((4, 2),), (Tree((1, 6), (48, 21)), Tree((2, 4), (24, 5))))
     monkeypatch.setitem(SUITES, "FastTree", small)
     monkeypatch.setattr(program, "CASES", {name: lambda device: made("cpu")})
+    monkeypatch.setattr(program, "TREES", {})
     monkeypatch.setattr(program, "IMPLS", ("native",))
     monkeypatch.setattr(program, "replayed", called)
     monkeypatch.setattr(program, "copies", lambda nbytes: 2)
     monkeypatch.setattr(program, "roof", lambda: {"bytes_s": 1e12, "flops_s": 1e15})
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA Test")
-    monkeypatch.setattr(common, "HERE", tmp_path)
-    (tmp_path / "rows").mkdir()
-    monkeypatch.setattr(sys, "argv", ["gpu", name])
-    assert program.main() == 0
-    lines = (tmp_path / "rows/gpu/nvidia-test.jsonl").read_text().splitlines()
+    monkeypatch.setattr(sys, "argv", ["gpu", name, "--out", str(tmp_path / "rows")])
+    assert program.main() == 0, capsys.readouterr().err
+    lines = (tmp_path / "rows/nvidia-test.jsonl").read_text().splitlines()
+    assert lines
     for row in map(json.loads, lines):
+        assert program.said(row).startswith(row["op"])
         assert row["op"] in pyttc.dispatch.ops and row["checked"]
         for peer, took in row["peers"].items():
             assert (took["ratio"] is None) == ("FlashInfer" in peer), (peer, took)
+
+
+@pytest.mark.parametrize("make", [cases.drawing, cases.scoring, cases.beams, cases.merging])
+def test_a_wrong_kernel_is_noticed(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cases, "VOCABULARY", 300)
+    case = next(iter(make("cpu")))
+    args = case["make"]()
+    assert program.is_right(case, "native", args)
+    for at in range(len(case["run"](*args, impl="native"))):
+
+        def run(*args: Any, impl: str, at: int = at) -> Any:
+            got = case["run"](*args, impl="native")
+            if impl == "native" or not got[at].numel():
+                return got
+            other = got[at].clone()
+            other.flatten()[0] += 1 if other.dtype is not torch.bool else False
+            return (
+                got._replace(**{got._fields[at]: other})
+                if hasattr(got, "_fields")
+                else (*got[:at], other, *got[at + 1 :])
+            )
+
+        changed = case["run"](*args, impl="native")[at]
+        if changed.numel() and changed.dtype is not torch.bool:
+            assert not program.is_right({**case, "run": run}, "cuda", args), at
+
+
+def test_attention_that_drops_tokens_is_noticed() -> None:
+    case = cases.attention_case(Tree((1, 4), (2048, 16)), (8, 2), "cpu", d=64)
+    args = case["make"]()
+
+    def run(q: Any, k: Any, v: Any, tree: Any, impl: str) -> Any:
+        if impl != "native":
+            shorter = tree.lengths - 16 * (torch.arange(5) == 0)
+            parts = tree.parents, tree.page_offsets, tree.page_ids, shorter, tree.leaves
+            tree = pyttc.PrefixTree.from_tensors(*parts, tree.page_size)
+        return case["run"](q, k, v, tree, impl="native")
+
+    assert program.is_right(case, "native", args)
+    assert not program.is_right({**case, "run": run}, "cuda", args)

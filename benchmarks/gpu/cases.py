@@ -12,6 +12,7 @@ plan_us          of attention: what the plan of a step costs on the host
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -34,13 +35,14 @@ def logits(rows: int, device: str) -> torch.Tensor:
 
 
 def scoring(device: str) -> Iterator[Case]:
-    for rows, k in ((1, 20), (64, 20), (256, 20), (8192, 32)):
+    for rows, k, goal in ((1, 20, 8), (64, 20, 12), (256, 20, 26), (8192, 32, 750)):
         yield {
             "op": "topk_score",
             "shape": {"B": rows, "V": VOCABULARY, "k": k},
             "make": lambda rows=rows: (logits(rows, device),),
             "run": lambda x, impl, k=k: pyttc.topk_score(x, k, impl=impl),
-            "exact": "indices",
+            "exact": ("indices",),
+            "goal_us": goal,
             "bytes": 2 * rows * VOCABULARY + rows * (12 * k + 8),
             "peers": {
                 **peers.eager_and_compiled(peers.score, k),
@@ -50,23 +52,25 @@ def scoring(device: str) -> Iterator[Case]:
 
 
 def drawing(device: str) -> Iterator[Case]:
-    topk = 20
+    goals = {1: 8, 64: 12, 256: 26}
     for rows, draws in ((1, 1), (64, 64), (256, 256), (1, 1024)):
-        for name, top_k, top_p in (("none", 0, 1.0), ("top_k and top_p", 50, 0.95)):
+        for topk, top_k, top_p in ((0, 0, 1.0), (20, 0, 1.0), (20, 50, 0.95)):
 
-            def run(x: Any, ids: Any, impl: str, top_k: int = top_k, top_p: float = top_p) -> Any:
-                keys = {"seed": 1, "path_ids": ids, "positions": ids, "topk": topk}
-                return pyttc.sample(x, **keys, top_k=top_k, top_p=top_p, impl=impl)
+            def run(x: Any, ids: Any, impl: str, given: Any = (topk, top_k, top_p)) -> Any:
+                keys = {"seed": 1, "path_ids": ids, "positions": ids, "topk": given[0]}
+                return pyttc.sample(x, **keys, top_k=given[1], top_p=given[2], impl=impl)
 
+            filters = {"top_k": top_k, "top_p": top_p} if top_k else {}
             yield {
                 "op": "sample",
-                "shape": {"rows": rows, "B": draws, "V": VOCABULARY, "topk": topk, "filters": name},
+                "shape": {"rows": rows, "B": draws, "V": VOCABULARY, "topk": topk, **filters},
                 "make": lambda rows=rows, n=draws: (
                     logits(rows, device).expand(n, -1),
                     torch.arange(n, device=device),
                 ),
                 "run": run,
-                "exact": "tokens",
+                "exact": ("tokens", "topk_indices"),
+                "goal_us": goals.get(draws),
                 "bytes": 2 * rows * VOCABULARY + draws * (12 * topk + 25),
                 "peers": {
                     **peers.eager_and_compiled(peers.draw, topk, top_k, top_p),
@@ -89,7 +93,7 @@ def heads(device: str) -> Iterator[Case]:
             "shape": {"B": rows, "V": VOCABULARY, "H": width, "k": k},
             "make": make,
             "run": lambda x, w, impl: pyttc.lm_head_topk(x, w, k, impl=impl),
-            "exact": None,
+            "exact": (),
             "bytes": 2 * VOCABULARY * width + 2 * rows * width + rows * (12 * k + 8),
             "flops": 2 * rows * VOCABULARY * width,
             "peers": peers.eager_and_compiled(peers.head, k),
@@ -109,7 +113,7 @@ def beams(device: str) -> Iterator[Case]:
             ),
             "dtype": "float32",
             "run": lambda *a, impl, n=width: pyttc.select_beams(*a, n, num_groups=1, impl=impl),
-            "exact": 0,
+            "exact": (0, 1, 2),
             "bytes": rows * (12 * k + 12) + width * 20,
             "peers": peers.eager_and_compiled(partial(peers.beams, width=width)),
         }
@@ -128,7 +132,7 @@ def merging(device: str) -> Iterator[Case]:
             "shape": {"rows": rows, "D": d},
             "make": make,
             "run": lambda *a, impl: pyttc.merge_states(*a, impl=impl),
-            "exact": None,
+            "exact": (),
             "bytes": rows * (6 * d + 12),
             "peers": peers.eager_and_compiled(peers.merge),
         }
@@ -148,7 +152,7 @@ def storing(device: str) -> Iterator[Case]:
             "shape": {"rows": rows, "Hkv": hkv, "D": d},
             "make": make,
             "run": lambda *a, impl: (pyttc.store_kv(*a, impl=impl), *a[2:4])[1:],
-            "exact": 0,
+            "exact": (0, 1),
             "bytes": 8 * rows * hkv * d + 8 * rows,
             "peers": peers.eager_and_compiled(peers.store),
         }
@@ -168,23 +172,47 @@ def copying(device: str) -> Iterator[Case]:
             "shape": {"pairs": pairs, "layers": layers, "page": PAGE_SIZE, "Hkv": hkv, "D": d},
             "make": make,
             "run": lambda *a, impl: (pyttc.copy_pages(*a, impl=impl), *a[:2])[1:],
-            "exact": 0,
+            "exact": (0, 1),
             "bytes": 8 * layers * pairs * PAGE_SIZE * hkv * d,
             "peers": peers.eager_and_compiled(peers.copy),
         }
 
 
 def attention(device: str) -> Iterator[Case]:
-    for widths, lengths in (
-        ((1, 1), (8192, 256)),
-        ((1, 64), (8192, 256)),
-        ((1, 256), (8192, 256)),
-        ((1, 4, 16, 512), (1024, 256, 128, 32)),
-        ((64,), (2048,)),
+    for widths, lengths, goal in (
+        ((1, 1), (8192, 256), None),
+        ((1, 64), (8192, 256), 28),
+        ((1, 256), (8192, 256), 88),
+        ((1, 4, 16, 512), (1024, 256, 128, 32), 36),
+        ((64,), (2048,), None),
     ):
         case = attention_case(Tree(widths, lengths), (32, 8), device)
         case["peers"]["FlexAttention, twice and merge"] = peers.flex(case["forest"])
-        yield case
+        yield {**case, "goal_us": goal}
+
+
+def two_levels(device: str) -> Iterator[Case]:
+    """The other attention op, over dense tensors."""
+    hq, hkv, d, paths = 32, 8, 128, 64
+    for prefix, suffix in ((8192, 256), (1024, 64)):
+
+        def make(prefix: int = prefix, suffix: int = suffix) -> tuple[torch.Tensor, ...]:
+            shapes = (paths, hq), (prefix, hkv), (prefix, hkv), (paths, suffix, hkv)
+            q, *held = (torch.randn(1, *n, d, device=device) for n in (*shapes, shapes[-1]))
+            lens = torch.full((1, paths), suffix, device=device)
+            return *(t.bfloat16() for t in (q, *held)), lens
+
+        tokens = prefix + paths * suffix
+        yield {
+            "op": "shared_prefix_attention",
+            "shape": {"N": paths, "P": prefix, "S": suffix, "Hq": hq, "Hkv": hkv, "D": d},
+            "make": make,
+            "run": pyttc.shared_prefix_attention,
+            "exact": (),
+            "bytes": 4 * tokens * hkv * d + paths * hq * (4 * d + 4),
+            "flops": 4 * paths * hq * (prefix + suffix) * d,
+            "peers": {},
+        }
 
 
 def published(name: str, device: str) -> Iterator[Case]:
@@ -211,7 +239,7 @@ def attention_case(tree: Tree, of_heads: tuple[int, int], device: str, d: int = 
         "forest": forest,
         "make": make,
         "run": pyttc.prefix_tree_attention,
-        "exact": None,
+        "exact": (),
         "bytes": 4 * sum(forest.tokens) * hkv * d + paths * hq * (4 * d + 4),
         "flops": 4 * paths * hq * length * d,
         "peers": peers.attention(forest),
@@ -221,7 +249,7 @@ def attention_case(tree: Tree, of_heads: tuple[int, int], device: str, d: int = 
 
 
 def plan_times(trees: tuple[Any, Any], most_paths: int) -> dict[str, float]:
-    """Microseconds of this thread, the least of ten: a plan built, and one that has grown."""
+    """Microseconds of this thread, medians: a plan built, and one that has grown."""
     plan, took = TreePlan(PAGE_SIZE, most_paths, "cpu"), {"built": [], "grown": []}
     other = (*trees[0][:4], torch.full_like(trees[0][4], -1))
     for _ in range(10):
@@ -230,7 +258,7 @@ def plan_times(trees: tuple[Any, Any], most_paths: int) -> dict[str, float]:
             start = time.thread_time()
             plan.fill(tree)
             took[name].append(time.thread_time() - start)
-    return {name: round(1e6 * min(times), 1) for name, times in took.items()}
+    return {name: round(1e6 * statistics.median(times), 1) for name, times in took.items()}
 
 
 CASES = {
@@ -241,6 +269,7 @@ CASES = {
     "merge_states": merging,
     "store_kv": storing,
     "copy_pages": copying,
+    "shared_prefix_attention": two_levels,
     "prefix_tree_attention": attention,
-    **{name: partial(published, name) for name in SUITES},
 }
+TREES = {name: partial(published, name) for name in SUITES}

@@ -49,8 +49,8 @@ class RowModel:
         if batch_invariant:
             refuse_unfixed(model)
         linears = fix_rows(model, self.head_dim) if batch_invariant else []
-        inner = {m.weight.shape: m.weight for m in linears if m is not self.head}
-        self._weights: list[torch.Tensor] = list(inner.values())
+        inner = {(m.weight.shape, m.bias is None): m for m in linears if m is not self.head}
+        self._linears: list[nn.Linear] = list(inner.values())
         embedded = model.get_input_embeddings().weight.numel()
         self.parameters = sum(p.numel() for p in model.parameters()) - embedded
         self.head_parameters = self.head.weight.numel()
@@ -62,7 +62,7 @@ class RowModel:
 
     def padded(self, rows: int) -> int:
         """How many rows a pass over `rows` runs: a number at which the bits of a row are known."""
-        return padded_rows(rows, self._weights) if self.invariant else rows
+        return padded_rows(rows, self._linears) if self.invariant else rows
 
     def hidden(
         self, tokens: torch.Tensor, positions: torch.Tensor, step: attention.Step

@@ -4,8 +4,9 @@ A matrix product may sum in another order when it has another number of rows, so
 tokens would depend on how many paths run beside it. On the CPU a kernel of our own multiplies, whose
 sums know nothing of other rows (csrc/cpu/linear.cpp). On a GPU the result of a row is by definition
 the one it has in a block of BLOCK rows. Larger and smaller blocks are used where a trial with random
-numbers shows that they give the same bits for a weight of that shape, dtype and device; elsewhere the
-rows are multiplied block by block.
+numbers shows that they give the same bits for a layer of that shape, dtype and device; elsewhere the
+rows are multiplied block by block. A pass runs at least BLOCK rows: torch's means over fewer are summed
+in other orders.
 
 An exponential or a cosine has other bits in torch's vector loop than in the scalar loop for what is
 left over, and what is left over depends on the number of rows and threads. Activations and rotary
@@ -32,26 +33,26 @@ VECTOR = 64  # elements that no vector loop exceeds
 _trials: dict[tuple[object, ...], bool] = {}
 
 
-def same_bits(weight: torch.Tensor, rows: int) -> bool:
-    """Whether a product of `rows` rows with a weight like this has the bits of blocks of BLOCK
-    rows."""
-    key = (rows, weight.shape, weight.dtype, weight.device)
+def same_bits(layer: nn.Linear, rows: int) -> bool:
+    """Whether a product of `rows` rows by a layer like this has the bits of blocks of BLOCK rows."""
+    weight, bias = layer.weight, layer.bias
+    key = (rows, weight.shape, bias is None, weight.dtype, weight.device)
     known = _trials.get(key)
     if known is None:
-        known = _trials[key] = _trial(weight, rows)
+        known = _trials[key] = _trial(weight, bias, rows)
     return known
 
 
 @torch.no_grad()
-def _trial(weight: torch.Tensor, rows: int) -> bool:
+def _trial(weight: torch.Tensor, bias: torch.Tensor | None, rows: int) -> bool:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(max(rows, BLOCK), weight.shape[1], generator=generator)
     x = x.to(weight.dtype).to(weight.device)
-    parts = [F.linear(_padded(b, BLOCK), weight)[: len(b)] for b in pieces_of(x, BLOCK)]
+    parts = [F.linear(_padded(b, BLOCK), weight, bias)[: len(b)] for b in pieces_of(x, BLOCK)]
     expected = torch.cat(parts)
     # a row must not feel its place in the block either
-    moved = F.linear(x[:BLOCK].flip(0), weight).flip(0)
-    product = F.linear(x[:rows], weight)
+    moved = F.linear(x[:BLOCK].flip(0), weight, bias).flip(0)
+    product = F.linear(x[:rows], weight, bias)
     return torch.equal(product, expected[:rows]) and torch.equal(moved, expected[:BLOCK])
 
 
@@ -76,25 +77,25 @@ class RowsLinear(nn.Linear):
             out = x.new_empty(rows, self.out_features)
             _C.linear(x.reshape(rows, width), weight, bias, out, torch.get_num_threads())
             return out.view(*x.shape[:-1], self.out_features)
-        if rows <= SIZES[-1] and same_bits(weight, rows):
+        if rows <= SIZES[-1] and same_bits(self, rows):
             return F.linear(x, weight, bias)
         flat = x.reshape(rows, width)
         out = flat.new_empty(rows, self.out_features)
-        for at, size in blocks(rows, weight):
+        for at, size in blocks(rows, self):
             part = flat[at : at + size]
             out[at : at + size] = F.linear(_padded(part, size), weight, bias)[: len(part)]
         return out.view(*x.shape[:-1], self.out_features)
 
 
-def blocks(rows: int, weight: torch.Tensor) -> list[tuple[int, int]]:
+def blocks(rows: int, layer: nn.Linear) -> list[tuple[int, int]]:
     """(first row, block size) of the blocks that cover `rows`; the last may reach past the end."""
-    largest = next((s for s in reversed(SIZES) if s >= BLOCK and same_bits(weight, s)), BLOCK)
+    largest = next((s for s in reversed(SIZES) if s >= BLOCK and same_bits(layer, s)), BLOCK)
     at, parts = 0, []
     while rows - at >= largest:
         parts.append((at, largest))
         at += largest
     while at < rows:
-        size = next((s for s in SIZES if s >= rows - at and same_bits(weight, s)), BLOCK)
+        size = next((s for s in SIZES if s >= rows - at and same_bits(layer, s)), BLOCK)
         parts.append((at, size))
         at += size
     return parts
@@ -141,15 +142,15 @@ def fix_rows(model: nn.Module, head_dim: int) -> list[nn.Linear]:
     return layers
 
 
-def padded_rows(rows: int, weights: list[torch.Tensor]) -> int:
-    """The fewest rows >= `rows` that every weight multiplies at once or in whole blocks."""
-    if all(weight.is_cpu for weight in weights):
+def padded_rows(rows: int, layers: list[nn.Linear]) -> int:
+    """The fewest rows >= `rows` that every layer multiplies at once or in whole blocks."""
+    if all(layer.weight.is_cpu for layer in layers):
         return rows
     top = SIZES[-1]
     rest = rows % top
     if not rest:
         return rows
     for size in SIZES:
-        if size >= rest and all(same_bits(weight, size) for weight in weights):
+        if size >= max(rest, BLOCK) and all(same_bits(layer, size) for layer in layers):
             return rows - rest + size
     return rows - rest + -(-rest // BLOCK) * BLOCK

@@ -11,4 +11,4 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(autouse=True)
 def needs_a_device():
     if not torch.cuda.is_available():
-        pytest.skip("no CUDA device")
+        pytest.fail("no CUDA device can be used")
