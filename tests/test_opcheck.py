@@ -77,6 +77,8 @@ def writes_into_one_storage(name, call):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_compile_with_inductor(name):
+    if torch.__version__ < "2.12" and name in ("copy_pages", "store_kv"):
+        pytest.skip("this torch corrupts views of one tensor that an op in place writes (README)")
     assert_compiled_is_eager(name, sample_inputs(name)[0], "inductor")
 
 
