@@ -15,6 +15,7 @@ pytest.importorskip("triton")
 from pyttc.triton_kernels import (  # noqa: E402
     copy_pages,
     lm_head_topk,
+    logits,
     merge_states,
     prefix_tree_attention,
     sample,
@@ -90,8 +91,8 @@ def merge() -> None:
     merge_states.launch(out, lse, out.clone(), lse.clone())
 
 
-def score(k: int, dtype: torch.dtype = BF16) -> None:
-    topk_score.launch(empty(4, 151936, dtype=dtype), k, 0.7)
+def score(k: int, dtype: torch.dtype = BF16, columns: int = 151_936) -> None:
+    topk_score.launch(empty(4, columns, dtype=dtype), k, 0.7)
 
 
 def draw(**options: object) -> None:
@@ -146,7 +147,12 @@ CASES = [(cc, name, case) for cc in (80, 90, 100) for name, case in EVERYWHERE.i
 CASES += [(90, name, case) for name, case in ON_SM90.items()]
 
 
-@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="nothing is compiled there")
+compiled = pytest.mark.skipif(
+    os.environ.get("TRITON_INTERPRET") == "1", reason="nothing is compiled there"
+)
+
+
+@compiled
 @pytest.mark.parametrize(
     ("cc", "case"), [pytest.param(cc, case, id=f"sm_{cc}-{name}") for cc, name, case in CASES]
 )
@@ -163,3 +169,32 @@ def test_compiled(cc, case, no_device):
         sass = device.compiled[0].sass
         wide = re.findall(r"LDG\S*\.128|LDGSTS\S*\.128|UTMALDG", sass)
         assert len(wide) >= least_wide, device.compiled[0].name
+
+
+@compiled
+def test_no_reduction_adds_floats(no_device):
+    """The order would be that of a load's layout, which is another where a row is not aligned."""
+    fake_cuda.use(90)
+    score(20)
+    draw()
+    draw(top_p=0.9, topk=20, mask=MASK)
+    kernels = logits.scan_kernel, topk_score.topk_score_kernel, sample.sample_kernel
+    for kernel in kernels:
+        for built in kernel.device_caches[90][0].values():
+            added = re.findall(r'"tt\.(?:reduce|scan)".*?\}\)', built.asm["ttir"], re.DOTALL)
+            assert added
+            assert not any("addf" in part for part in added)
+
+
+def test_more_columns_than_a_row_may_have():
+    with pytest.raises(
+        ValueError, match=r"logits: got 33554433 columns, expected at most 33554432"
+    ):
+        score(1, columns=2**25 + 1)
+
+
+@compiled
+def test_more_rows_than_a_launch_has_programs_side_by_side(no_device):
+    device = fake_cuda.use(90)
+    topk_score.launch(empty(70_000, 16), 3)
+    assert [grid for _, grid in device.launched] == [(70_000, 1, 1)] * 2

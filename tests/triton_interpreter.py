@@ -4,6 +4,7 @@ The interpreter keeps bfloat16 as raw uint16: its float32 casts truncate instead
 even, and its dot multiplies the bit patterns. These two are replaced; + - * > max on bfloat16 stay
 wrong, so kernels convert to float32 right after a load (which is what a GPU wants too).
 A scalar comparison of floats broadcast to a block becomes a block of floats: that is put right too.
+What tl.sort reduces is reduced at once, and not an element at a time.
 
 Programs run one after the other; `programs.backwards` turns their order round, so that a result which
 depends on it shows.
@@ -30,6 +31,7 @@ def narrow(values: np.ndarray) -> np.ndarray:
 
 original_cast, original_dot = Builder.cast_impl, Builder.create_dot
 original_splat, original_set_grid_idx = Builder.create_splat, Builder.set_grid_idx
+original_reduce = interpreter.ReduceOps.generic_reduce
 programs = SimpleNamespace(backwards=False)
 
 
@@ -66,5 +68,14 @@ def set_grid_idx(self, *index):
     original_set_grid_idx(self, *index)
 
 
+def reduce(self, values):
+    if self.combine_fn is not tl.standard._xor_combine:
+        return original_reduce(self, values)
+    (x,) = values
+    data = np.bitwise_xor.reduce(x.handle.data, axis=self.axis, keepdims=self.keep_dims)
+    return self.to_tensor(data, x.dtype)
+
+
+interpreter.ReduceOps.generic_reduce = reduce
 Builder.cast_impl, Builder.create_dot, Builder.create_splat = cast, dot, splat
 Builder.set_grid_idx = set_grid_idx

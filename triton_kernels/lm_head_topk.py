@@ -10,6 +10,9 @@ import triton.language as tl
 
 from . import sample, topk_score
 
+BLOCK_V = 128
+MAX_COLUMNS = 65_535 * BLOCK_V  # programs that a launch may have in its second dimension
+
 
 @triton.jit
 def product_kernel(
@@ -44,13 +47,15 @@ def product_kernel(
 def product(hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     rows, width = hidden.shape
     columns = weight.shape[0]
+    if columns > MAX_COLUMNS:
+        raise ValueError(f"weight: got {columns} rows, expected at most {MAX_COLUMNS} with Triton")
     logits = torch.empty(rows, columns, dtype=torch.float32, device=hidden.device)
     if rows == 0:
         return logits
     narrow = hidden.dtype is torch.float32
-    block_b, block_v, block_h = (16, 128, 32) if narrow else (64, 128, 64)
+    block_b, block_h = (16, 32) if narrow else (64, 64)
     with torch.cuda.device_of(hidden):
-        product_kernel[(triton.cdiv(rows, block_b), triton.cdiv(columns, block_v))](
+        product_kernel[(triton.cdiv(rows, block_b), triton.cdiv(columns, BLOCK_V))](
             hidden,
             weight,
             logits,
@@ -60,7 +65,7 @@ def product(hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
             hidden.stride(0),
             weight.stride(0),
             block_b,
-            block_v,
+            BLOCK_V,
             block_h,
             num_warps=8,
             num_stages=2 if narrow else 3,

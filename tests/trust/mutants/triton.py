@@ -129,16 +129,16 @@ MUTANTS = [
         (
             "logits",
             "topk_score",
-            "the last of equal columns is left out",
-            "(tl.cumsum(tie.to(tl.int32), 0) <= need)",
-            "(tl.cumsum(tie.to(tl.int32), 0) < need)",
+            "of more columns than there is room for the last are forgotten",
+            "if (reached >= k) | (middle == bound):",
+            "if reached >= 0:",
         ),
         (
             "logits",
             "topk_score",
             "the last column stands for equal ones",
-            "(key_j[None, :] == key[:, None]) & (j[None, :] < i[:, None])",
-            "(key_j[None, :] == key[:, None]) & (j[None, :] > i[:, None])",
+            "(order_key(x).to(tl.int64) << 32) | (0x7FFFFFFF - column)",
+            "(order_key(x).to(tl.int64) << 32) | column",
         ),
         (
             "logits",
@@ -158,8 +158,8 @@ MUTANTS = [
             "logits",
             "topk_score",
             "a row with NaN is not flagged",
-            'bad = (x != x) | (x == float("inf"))',
-            'bad = x == float("inf")',
+            'x = tl.where(x < float("inf"), x, float("inf"))',
+            'x = tl.where(x != x, float("-inf"), x)',
         ),
         (
             "common",
@@ -179,8 +179,8 @@ MUTANTS = [
             "sample",
             "sample",
             "a column more than reaches the mass",
-            "keep = ((key > bound) | (tie & (nth <= need)))",
-            "keep = ((key > bound) | (tie & (nth <= need + 1)))",
+            "tl.cumsum(weight, 0) - weight < enough",
+            "tl.cumsum(weight, 0) - 2 * weight < enough",
         ),
         (
             "select_beams",
