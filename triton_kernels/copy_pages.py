@@ -51,7 +51,7 @@ def copy_slice(
     tl.store(pages_ptr + (dst * page_stride)[:, None] + inside[None, :], values, mask=move)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["src_stride", "dst_stride", "pairs", "pages"])
 def copy_pages_kernel(
     k_ptr,
     v_ptr,
