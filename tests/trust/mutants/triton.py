@@ -185,9 +185,9 @@ MUTANTS = [
         (
             "select_beams",
             "select_beams",
-            "the last child that reaches the bound is left out",
-            "(column <= bound_column)",
-            "(column < bound_column)",
+            "the last child of equal tokens comes first",
+            "(j[None, :] < column[:, None])",
+            "(j[None, :] > column[:, None])",
         ),
         (
             "lm_head_topk",
