@@ -4,7 +4,8 @@ The interpreter keeps bfloat16 as raw uint16: its float32 casts truncate instead
 even, and its dot multiplies the bit patterns. These two are replaced; + - * > max on bfloat16 stay
 wrong, so kernels convert to float32 right after a load (which is what a GPU wants too).
 A scalar comparison of floats broadcast to a block becomes a block of floats: that is put right too.
-What tl.sort reduces is reduced at once, and not an element at a time.
+What tl.sort reduces is reduced at once, and not an element at a time. A scalar is an array of one
+element, which numpy 2.4 no longer takes for a number.
 
 Programs run one after the other; `programs.backwards` turns their order round, so that a result which
 depends on it shows.
@@ -32,6 +33,7 @@ def narrow(values: np.ndarray) -> np.ndarray:
 original_cast, original_dot = Builder.cast_impl, Builder.create_dot
 original_splat, original_set_grid_idx = Builder.create_splat, Builder.set_grid_idx
 original_reduce = interpreter.ReduceOps.generic_reduce
+original_patch = interpreter._patch_lang_tensor
 programs = SimpleNamespace(backwards=False)
 
 
@@ -76,6 +78,12 @@ def reduce(self, values):
     return self.to_tensor(data, x.dtype)
 
 
+def patch_lang_tensor(tensor, scope):
+    original_patch(tensor, scope)
+    scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
+
+
+interpreter._patch_lang_tensor = patch_lang_tensor
 interpreter.ReduceOps.generic_reduce = reduce
 Builder.cast_impl, Builder.create_dot, Builder.create_splat = cast, dot, splat
 Builder.set_grid_idx = set_grid_idx
