@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def merge_states_kernel(
     out_a_ptr,
     lse_a_ptr,
@@ -53,7 +53,18 @@ def launch(
     if rows:
         block_d = triton.next_power_of_2(max(d, 1))
         block_r = max(1, 2048 // block_d)
-        merge_states_kernel[(triton.cdiv(rows, block_r),)](
-            out_a, lse_a, out_b, lse_b, out, lse, rows, d, block_r, block_d, enable_fp_fusion=False
-        )
+        with torch.cuda.device_of(out_a):
+            merge_states_kernel[(triton.cdiv(rows, block_r),)](
+                out_a,
+                lse_a,
+                out_b,
+                lse_b,
+                out,
+                lse,
+                rows,
+                d,
+                block_r,
+                block_d,
+                enable_fp_fusion=False,
+            )
     return out, lse
