@@ -29,6 +29,15 @@ class Kernel:
     shared: int
     sass: str
 
+    def loop(self) -> str:
+        """The first loop that holds no other."""
+        code = re.findall(r"^\s+/\*([0-9a-f]{4,})\*/\s+(.*?);", self.sass, re.MULTILINE)
+        for end, (at, line) in enumerate(code):
+            jump = re.search(r"\bBRA\b.*?0x([0-9a-f]+)", line)
+            if jump and int(jump[1], 16) < int(at, 16):
+                return "\n".join(text for at, text in code[:end] if int(at, 16) >= int(jump[1], 16))
+        return ""
+
 
 def inspect(name: str, cubin: bytes, shared: int) -> Kernel:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:

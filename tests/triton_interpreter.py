@@ -3,9 +3,10 @@
 The interpreter keeps bfloat16 as raw uint16: its float32 casts truncate instead of rounding to nearest
 even, and its dot multiplies the bit patterns. These two are replaced; + - * > max on bfloat16 stay
 wrong, so kernels convert to float32 right after a load (which is what a GPU wants too).
-A scalar comparison of floats broadcast to a block becomes a block of floats: that is put right too.
-What tl.sort reduces is reduced at once, and not an element at a time. A scalar is an array of one
-element, which numpy 2.4 no longer takes for a number.
+A scalar comparison of floats broadcast to a block becomes a block of floats, and the larger of a number
+and a NaN is the NaN in some versions, the number on a device; some make an index of an array that numpy
+2.4 no longer takes for one. These are put right too. What tl.sort reduces is reduced at once, and not an
+element at a time.
 
 Programs run one after the other; `programs.backwards` turns their order round, so that a result which
 depends on it shows.
@@ -87,3 +88,4 @@ interpreter._patch_lang_tensor = patch_lang_tensor
 interpreter.ReduceOps.generic_reduce = reduce
 Builder.cast_impl, Builder.create_dot, Builder.create_splat = cast, dot, splat
 Builder.set_grid_idx = set_grid_idx
+Builder.create_maxnumf = lambda self, a, b: self.binary_op(a, b, np.fmax)
