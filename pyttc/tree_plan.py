@@ -9,7 +9,7 @@ import torch
 from . import _C
 from .ops import checks
 
-TILE, ROWS, ROWS_FLOAT32 = 64, 64, 16  # as in the kernels
+TILE, ROWS, ROWS_FLOAT32 = 64, 64, 8  # as in the kernels
 
 
 def paths_of(group: int, dtype: torch.dtype) -> int:

@@ -263,7 +263,7 @@ def test_the_engine_s_steps_follow_each_other():
         tree = builder.steps(leaves, 1)
         assert_equal(
             tree.plan(q, pages),
-            plan_reference.build(*(t.tolist() for t in tree.host()), 16, 4),
+            plan_reference.build(*(t.tolist() for t in tree.host()), 16, 2),
         )
         (made,) = tree._plans.values()
         plans.add(made.plan)

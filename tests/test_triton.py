@@ -1,5 +1,6 @@
 """Triton kernels without a GPU: run in the interpreter, and compiled for three architectures as their
-launchers call them, with registers, spills, shared memory and the width of loads asserted."""
+launchers call them, with registers, spills, shared memory and the width of loads asserted
+(attention: test_triton_attention.py)."""
 
 import os
 import re
@@ -17,10 +18,8 @@ from pyttc.triton_kernels import (  # noqa: E402
     lm_head_topk,
     logits,
     merge_states,
-    prefix_tree_attention,
     sample,
     select_beams,
-    shared_prefix_attention,
     store_kv,
     topk_score,
 )
@@ -51,20 +50,6 @@ def empty(*shape: int, dtype: torch.dtype = BF16) -> torch.Tensor:
 
 def zeros(*shape: int, dtype: torch.dtype = torch.int64) -> torch.Tensor:
     return torch.zeros(shape, dtype=dtype)
-
-
-def tree(dtype: torch.dtype, d: int = 128, **options: float) -> None:
-    q, pages = empty(64, 32, d, dtype=dtype), empty(40, 16, 8, d, dtype=dtype)
-    sizes = (200, 5), (900, 4), (900, 4), (64, 3)
-    plan = [*(zeros(*size, dtype=torch.int32) for size in sizes), torch.empty(300, 0)]
-    unused = [torch.empty(0)] * 5
-    prefix_tree_attention.launch(q, pages, pages.clone(), *unused, plan=plan, **options)
-
-
-def dense(dtype: torch.dtype, d: int = 128) -> None:
-    prefix, suffix = empty(1, 640, 8, d, dtype=dtype), empty(1, 64, 256, 8, d, dtype=dtype)
-    q, lens = empty(1, 64, 32, d, dtype=dtype), zeros(1, 64, dtype=torch.int32)
-    shared_prefix_attention.launch(q, prefix, prefix.clone(), suffix, suffix.clone(), lens)
 
 
 def copy(pairs: int, dtype: torch.dtype = BF16) -> None:
@@ -113,24 +98,17 @@ EVERYWHERE: dict[str, Case] = {
     "copy_pages": (lambda: copy(64), 128, 8),
     "lm_head_topk": (lambda: lm_head_topk.product(empty(64, 4096), empty(151936, 4096)), 255, 1),
     "merge_states": (merge, 64, 2),
-    "prefix_tree_attention": (lambda: tree(BF16), 255, 1),
     "sample": (lambda: draw(top_k=50, top_p=0.9, mask=MASK, topk=20), 255, 1),
     "select_beams": (beams, 255, 0),
-    "shared_prefix_attention": (lambda: dense(BF16), 255, 1),
     "store_kv": (store, 64, 2),
     "topk_score": (lambda: score(20), 255, 1),
 }
 ON_SM90: dict[str, Case] = {
     "copy_pages-1024": (lambda: copy(1024), 128, 8),
     "copy_pages-f32": (lambda: copy(64, F32), 168, 16),
-    "prefix_tree_attention-f32": (lambda: tree(F32), 255, 1),
-    "prefix_tree_attention-options": (lambda: tree(BF16, window=512, softcap=30.0), 255, 1),
-    "prefix_tree_attention-window-f32": (lambda: tree(F32, window=512), 255, 1),
-    "prefix_tree_attention-64": (lambda: tree(torch.float16, 64), 255, 1),
     "sample-plain": (draw, 255, 1),
     "sample-rows": (draw_rows, 255, 1),
     "select_beams-all": (lambda: beams(length_penalty=0.6), 255, 0),
-    "shared_prefix_attention-f32": (lambda: dense(F32), 255, 1),
     "store_kv-many": (lambda: store(4096), 64, 0),
     "topk_score-1024": (lambda: score(1024, F32), 255, 2),
 }

@@ -1,18 +1,95 @@
 """prefix_tree_attention: bound by memory where few rows share a tile and by the matrix product where many
-do; one launch works through both kinds so that they overlap. Programs go through the items of a plan
-(csrc/cpu/tree_plan.h), read from the device, so that a captured graph stays valid when it is refilled."""
+do; one launch works through both kinds so that they overlap. A program takes an item of a plan
+(csrc/cpu/tree_plan.h), read from the device, so that a captured graph stays valid when it is refilled;
+items that are not there end at once."""
 
 import torch
 import triton
 import triton.language as tl
 
 from . import attention
-from .attention import attend, empty_state, store_state
-
-PROGRAMS = 2048  # of all KV heads: enough to fill any device, each takes every n-th item
+from .attention import attend, empty_state, is_spoilt, store_state
 
 
 @triton.jit
+def read_step(at, slots_at, step, steps, token, TILE: tl.constexpr, GRANULE: tl.constexpr):
+    """Of an item's step: its tile, first and last rank, and its tokens: how many, and where they lie."""
+    there = step < steps
+    tile = tl.load(at + step * 4, mask=there, other=0)
+    first = tl.load(at + step * 4 + 1, mask=there, other=0)
+    last = tl.load(at + step * 4 + 2, mask=there, other=0)
+    tokens = tl.load(at + step * 4 + 3, mask=there, other=0)
+    slots_at += step * (TILE // GRANULE)
+    slot = tl.load(slots_at + token // GRANULE, mask=there, other=0)
+    return tile, first, last, tokens, slot
+
+
+@triton.jit
+def walk(
+    steps_at,
+    slots_at,
+    steps,
+    q,
+    k_ptr,
+    v_ptr,
+    rank,
+    live,
+    since,
+    lowest,
+    k_page,
+    k_token,
+    v_page,
+    v_token,
+    scale,
+    softcap,
+    D: tl.constexpr,
+    WINDOW: tl.constexpr,
+    SOFTCAP: tl.constexpr,
+    TILE: tl.constexpr,
+    GRANULE: tl.constexpr,
+    PAGE: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    CAREFUL: tl.constexpr,
+):
+    """The state of an item's rows after its steps."""
+    token = tl.arange(0, TILE)
+    d = tl.arange(0, BLOCK_D)
+    state = empty_state(q.shape[0], BLOCK_D)
+    tile, first, last, tokens, slot = read_step(steps_at, slots_at, 0, steps, token, TILE, GRANULE)
+    for step in tl.range(0, steps, num_stages=1 if CAREFUL else None):
+        below = live & (rank >= first) & (rank < last)
+        in_tile = token < tokens
+        seen_from = since - tile * TILE
+        if WINDOW:
+            in_tile = in_tile & (tile * TILE + token >= lowest)
+        place = slot + token % GRANULE
+        page, offset = (place // PAGE).to(tl.int64), (place % PAGE).to(tl.int64)
+        k_at = k_ptr + (page * k_page + offset * k_token)[:, None] + d[None, :]
+        v_at = v_ptr + (page * v_page + offset * v_token)[:, None] + d[None, :]
+        # Read a step ahead, so that the loads of keys and values need not wait for it.
+        tile, first, last, tokens, slot = read_step(
+            steps_at, slots_at, step + 1, steps, token, TILE, GRANULE
+        )
+        state = attend(
+            state,
+            q,
+            k_at,
+            v_at,
+            below,
+            in_tile,
+            seen_from,
+            d,
+            scale,
+            softcap,
+            D,
+            WINDOW,
+            SOFTCAP,
+            CAREFUL,
+        )
+    return state
+
+
+@triton.jit(do_not_specialize=["window"])
 def prefix_tree_attention_kernel(
     q_ptr,
     k_ptr,
@@ -24,9 +101,7 @@ def prefix_tree_attention_kernel(
     high_ptr,
     total_ptr,
     values_ptr,
-    items,
     heads,
-    page_size,
     q_path,
     q_head,
     k_page,
@@ -46,63 +121,89 @@ def prefix_tree_attention_kernel(
     TILE: tl.constexpr,
     CHUNK: tl.constexpr,
     GRANULE: tl.constexpr,
+    PAGE: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
+    item_at = items_ptr + tl.program_id(0) * 5
+    first_rank = tl.load(item_at)
+    count = tl.load(item_at + 1)
+    first_step = tl.load(item_at + 2).to(tl.int64)
+    steps = tl.load(item_at + 3)
+    chunk = tl.load(item_at + 4)
     kv_head = tl.program_id(1).to(tl.int64)
-    row = tl.arange(0, ROWS)
-    token = tl.arange(0, TILE)
+    row = tl.program_id(2) * ROWS + tl.arange(0, ROWS)
+    rank = first_rank + row // GROUP
+    live = row < count * GROUP
+    head = kv_head * GROUP + row % GROUP
     d = tl.arange(0, BLOCK_D)
+    path = tl.load(paths_ptr + rank * 3, mask=live, other=0).to(tl.int64)
+    q_at = path[:, None] * q_path + head[:, None] * q_head + d[None, :]
+    q = tl.load(q_ptr + q_at, mask=live[:, None] & (d < D)[None, :], other=0.0)
+    since, lowest = tl.zeros((ROWS,), tl.int32), 0
+    if WINDOW:
+        since = tl.load(paths_ptr + rank * 3 + 1, mask=live, other=2**31 - 1) - window
+        lowest = tl.min(since, 0)
+        if (chunk + 1) * CHUNK <= lowest:
+            steps *= 0
+    steps_at, slots_at = steps_ptr + first_step * 4, slots_ptr + first_step * (TILE // GRANULE)
     k_ptr += kv_head * k_head
     v_ptr += kv_head * v_head
-    for item in range(tl.program_id(0), items, tl.num_programs(0)):
-        first_path = tl.load(items_ptr + item * 5)
-        count = tl.load(items_ptr + item * 5 + 1)
-        first_step = tl.load(items_ptr + item * 5 + 2)
-        last_step = first_step + tl.load(items_ptr + item * 5 + 3)
-        chunk = tl.load(items_ptr + item * 5 + 4)
-        rank = first_path + row // GROUP
-        live = row < count * GROUP
-        head = kv_head * GROUP + row % GROUP
-        path = tl.load(paths_ptr + rank * 3, mask=live, other=0).to(tl.int64)
-        q_at = path[:, None] * q_path + head[:, None] * q_head + d[None, :]
-        q = tl.load(q_ptr + q_at, mask=live[:, None] & (d < D)[None, :], other=0.0)
-        since = tl.zeros((ROWS,), tl.int32)
-        if WINDOW:
-            since = tl.load(paths_ptr + rank * 3 + 1, mask=live, other=0) - window
-        state = empty_state(ROWS, BLOCK_D)
-        for step in range(first_step, last_step):
-            tile = tl.load(steps_ptr + step * 4)
-            below = rank >= tl.load(steps_ptr + step * 4 + 1)
-            below = below & (rank < tl.load(steps_ptr + step * 4 + 2)) & live
-            in_tile = token < tl.load(steps_ptr + step * 4 + 3)
-            first = slots_ptr + step * tl.full((), TILE // GRANULE, tl.int64)
-            slot = tl.load(first + token // GRANULE) + token % GRANULE
-            seen = below[:, None] & in_tile[None, :]
-            if WINDOW:
-                seen = seen & (tile * TILE + token[None, :] >= since[:, None])
-                in_tile = tl.max(seen.to(tl.int32), 0) > 0
-                below = below & (tl.max(seen.to(tl.int32), 1) > 0)
-            page, offset = (slot // page_size).to(tl.int64), slot % page_size
-            k_at = page * k_page + offset.to(tl.int64) * k_token
-            v_at = page * v_page + offset.to(tl.int64) * v_token
-            state = attend(
-                state,
-                q,
-                k_ptr + k_at[:, None] + d[None, :],
-                v_ptr + v_at[:, None] + d[None, :],
-                seen,
-                below,
-                in_tile,
-                d,
-                scale,
-                softcap,
-                D,
-                SOFTCAP,
-                WINDOW,
-            )
-        first_state = tl.load(paths_ptr + rank * 3 + 2, mask=live, other=0)
-        at = (first_state + chunk).to(tl.int64) * heads + head
-        store_state(state, at, live, d, high_ptr, total_ptr, values_ptr, D)
+    state = walk(
+        steps_at,
+        slots_at,
+        steps,
+        q,
+        k_ptr,
+        v_ptr,
+        rank,
+        live,
+        since,
+        lowest,
+        k_page,
+        k_token,
+        v_page,
+        v_token,
+        scale,
+        softcap,
+        D,
+        WINDOW,
+        SOFTCAP,
+        TILE,
+        GRANULE,
+        PAGE,
+        BLOCK_D,
+        q.dtype == tl.float32,
+    )
+    if q.dtype != tl.float32 and is_spoilt(state):
+        state = walk(
+            steps_at,
+            slots_at,
+            steps,
+            q,
+            k_ptr,
+            v_ptr,
+            rank,
+            live,
+            since,
+            lowest,
+            k_page,
+            k_token,
+            v_page,
+            v_token,
+            scale,
+            softcap,
+            D,
+            WINDOW,
+            SOFTCAP,
+            TILE,
+            GRANULE,
+            PAGE,
+            BLOCK_D,
+            True,
+        )
+    first_state = tl.load(paths_ptr + rank * 3 + 2, mask=live, other=0)
+    at = (first_state + chunk).to(tl.int64) * heads + (kv_head * GROUP + row % GROUP)
+    store_state(state, at, live, d, high_ptr, total_ptr, values_ptr, D)
 
 
 def launch(
@@ -130,11 +231,15 @@ def launch(
         raise ValueError("plan: got None, expected the plan of the tree (PrefixTree.plan)")
     items, steps, slots, paths, state_rows = plan
     states = attention.States(state_rows.shape[0], q)
-    group = heads // kv_heads
+    group, rows = heads // kv_heads, attention.rows(q.dtype)
+    page, k_strides, v_strides = k_pages.shape[1], k_pages.stride()[:3], v_pages.stride()[:3]
+    if all(strides[0] == page * strides[1] for strides in (k_strides, v_strides)):
+        # Pages that lie behind one another are as good as pages of one token, which need no division.
+        page = 1
+        k_strides, v_strides = ((s[1], *s[1:]) for s in (k_strides, v_strides))
     with torch.cuda.device_of(q):
         if items.shape[0]:
-            programs = min(items.shape[0], max(1, PROGRAMS // kv_heads))
-            prefix_tree_attention_kernel[(programs, kv_heads)](
+            prefix_tree_attention_kernel[(items.shape[0], kv_heads, triton.cdiv(group, rows))](
                 q,
                 k_pages,
                 v_pages,
@@ -145,12 +250,10 @@ def launch(
                 states.high,
                 states.total,
                 states.values,
-                items.shape[0],
                 heads,
-                k_pages.shape[1],
                 *q.stride()[:2],
-                *k_pages.stride()[:3],
-                *v_pages.stride()[:3],
+                *k_strides,
+                *v_strides,
                 d**-0.5 if scale is None else scale,
                 0 if window is None else min(window, 2**31 - 1),
                 0.0 if softcap is None else softcap,
@@ -158,14 +261,14 @@ def launch(
                 d,
                 window is not None,
                 softcap is not None,
-                attention.rows(group, q.dtype),
+                rows,
                 attention.TILE,
                 attention.CHUNK,
                 attention.TILE // slots.shape[1],
+                page,
                 triton.next_power_of_2(d),
-                num_warps=4 if d <= 64 else 8,
-                num_stages=2,
                 enable_fp_fusion=True,
+                **attention.resources(q.dtype, d),
             )
         states.merge(paths[:, 0], paths[:, 1], paths[:, 2], out, lse)
     return out, lse

@@ -7,12 +7,95 @@ import triton
 import triton.language as tl
 
 from . import attention
-from .attention import attend, empty_state, store_state
+from .attention import attend, empty_state, is_spoilt, store_state
 
 FEW = 4  # paths of a program that go through what is left of the prefix together, then one by one
 
 
 @triton.jit
+def walk(
+    q,
+    path,
+    live,
+    kp,
+    vp,
+    ks,
+    vs,
+    kp_token,
+    vp_token,
+    ks_path,
+    ks_token,
+    vs_path,
+    vs_token,
+    lens_at,
+    lens_stride,
+    prefix,
+    start,
+    own_start,
+    end,
+    first_path,
+    last_path,
+    scale,
+    ALIGNED: tl.constexpr,
+    D: tl.constexpr,
+    TILE: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    CAREFUL: tl.constexpr,
+):
+    """The state of rows after the tiles from `start` on that all share, then each path's own from `own_start`
+    on, up to the end of the longest."""
+    token = tl.arange(0, TILE)
+    d = tl.arange(0, BLOCK_D)
+    state = empty_state(q.shape[0], BLOCK_D)
+    common = (own_start - start) // TILE
+    own = tl.maximum((end - own_start + TILE - 1) // TILE, 0)
+    n = first_path
+    reach = tl.load(lens_at + first_path.to(tl.int64) * lens_stride)
+    for step in tl.range(
+        0, common + own * (last_path - first_path), num_stages=1 if CAREFUL else None
+    ):
+        all_rows = step < common
+        position = start + token
+        in_tile = position < prefix + tl.where(all_rows, 0, reach.to(tl.int32))
+        mine = live & (all_rows | (path == n))
+        of_prefix = position < prefix
+        place = tl.where(of_prefix, position, position - prefix).to(tl.int64)
+        k_own, v_own = ks + n.to(tl.int64) * ks_path, vs + n.to(tl.int64) * vs_path
+        k_at = tl.where(of_prefix, kp, k_own) + place * tl.where(of_prefix, kp_token, ks_token)
+        v_at = tl.where(of_prefix, vp, v_own) + place * tl.where(of_prefix, vp_token, vs_token)
+        if ALIGNED:  # which the choice between two pointers hides from the compiler
+            k_at = tl.multiple_of(k_at, 16)
+            v_at = tl.multiple_of(v_at, 16)
+        start += TILE
+        last = start >= end
+        start = tl.where(last, own_start, start)
+        n += last.to(tl.int32)
+        # Read a step ahead, so that the loads of keys and values need not wait for it.
+        reach = tl.load(lens_at + n.to(tl.int64) * lens_stride, mask=n < last_path, other=0)
+        state = attend(
+            state,
+            q,
+            k_at[:, None] + d[None, :],
+            v_at[:, None] + d[None, :],
+            mine,
+            in_tile,
+            0,
+            d,
+            scale,
+            0.0,
+            D,
+            False,
+            False,
+            CAREFUL,
+        )
+    return state
+
+
+COUNTS = ["prefix_tokens", "suffix_stride_g", "paths", "chunks"]
+COUNTS += ["shared_programs", "prefix_chunks", "suffix_chunks"]
+
+
+@triton.jit(do_not_specialize=COUNTS)
 def shared_prefix_attention_kernel(
     q_ptr,
     k_prefix_ptr,
@@ -58,14 +141,15 @@ def shared_prefix_attention_kernel(
     GROUP: tl.constexpr,
     D: tl.constexpr,
     FEW: tl.constexpr,
+    MANY: tl.constexpr,
+    BLOCKS: tl.constexpr,
     ROWS: tl.constexpr,
     TILE: tl.constexpr,
     CHUNK: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
     g = tl.program_id(2).to(tl.int64)
-    kv_head = tl.program_id(1).to(tl.int64)
-    many: tl.constexpr = ROWS // GROUP
+    kv_head = (tl.program_id(1) // BLOCKS).to(tl.int64)
     prefix = tl.cast(prefix_tokens, tl.int32)
     if PREFIX_LENS:
         prefix = tl.load(prefix_lens_ptr + g * prefix_stride).to(tl.int32)
@@ -73,17 +157,16 @@ def shared_prefix_attention_kernel(
     shared = i < shared_programs
     j = tl.where(shared, i, i - shared_programs)
     chunk = tl.where(shared, j % prefix_chunks, prefix // CHUNK + j % suffix_chunks)
-    first_path = tl.where(shared, j // prefix_chunks * many, j // suffix_chunks * FEW)
-    last_path = tl.minimum(first_path + tl.where(shared, many, FEW), paths)
+    first_path = tl.where(shared, j // prefix_chunks * MANY, j // suffix_chunks * FEW)
+    last_path = tl.minimum(first_path + tl.where(shared, MANY, FEW), paths)
 
-    row = tl.arange(0, ROWS)
-    token = tl.arange(0, TILE)
+    row = tl.program_id(1) % BLOCKS * ROWS + tl.arange(0, ROWS)
     d = tl.arange(0, BLOCK_D)
     path = first_path + row // GROUP
     head = kv_head * GROUP + row % GROUP
-    suffix_at = suffix_lens_ptr + g * suffix_stride_g
+    lens_at = suffix_lens_ptr + g * suffix_stride_g
     length = prefix + tl.load(
-        suffix_at + path.to(tl.int64) * suffix_stride_n, mask=path < last_path, other=0
+        lens_at + path.to(tl.int64) * suffix_stride_n, mask=path < last_path, other=0
     ).to(tl.int32)
     if (shared == 0) & (j % suffix_chunks == 0) & (kv_head == 0):
         # The merge is told each path, its length and its first state.
@@ -98,53 +181,76 @@ def shared_prefix_attention_kernel(
         q_at = q_ptr + g * q_group + path.to(tl.int64)[:, None] * q_path + head[:, None] * q_head
         inside = live[:, None] & (d < D)[None, :]
         q = tl.load(q_at + d[None, :], mask=inside, other=0.0)
+        start = chunk * CHUNK
+        end = tl.minimum(start + CHUNK, tl.max(tl.where(live, length, 0), 0))
+        own_start = tl.minimum(start + CHUNK, tl.maximum(prefix // TILE * TILE, chunk * CHUNK))
         kp = k_prefix_ptr + g * kp_group + kv_head * kp_head
         vp = v_prefix_ptr + g * vp_group + kv_head * vp_head
-        state = empty_state(ROWS, BLOCK_D)
-        # First the tiles that all rows share, then each path's own, up to the longest of them.
-        end = tl.minimum((chunk + 1) * CHUNK, tl.max(tl.where(live, length, 0), 0))
-        own_start = tl.minimum(
-            (chunk + 1) * CHUNK, tl.maximum(prefix // TILE * TILE, chunk * CHUNK)
+        ks = k_suffix_ptr + g * ks_group + kv_head * ks_head
+        vs = v_suffix_ptr + g * vs_group + kv_head * vs_head
+        state = walk(
+            q,
+            path,
+            live,
+            kp,
+            vp,
+            ks,
+            vs,
+            kp_token,
+            vp_token,
+            ks_path,
+            ks_token,
+            vs_path,
+            vs_token,
+            lens_at,
+            suffix_stride_n,
+            prefix,
+            start,
+            own_start,
+            end,
+            first_path,
+            last_path,
+            scale,
+            ALIGNED,
+            D,
+            TILE,
+            BLOCK_D,
+            q.dtype == tl.float32,
         )
-        common = (own_start - chunk * CHUNK) // TILE
-        own = tl.maximum((end - own_start + TILE - 1) // TILE, 0)
-        for step in range(0, common + own * (last_path - first_path)):
-            all_rows = step < common
-            later = tl.maximum(step - common, 0)
-            n = first_path + later // tl.maximum(own, 1) + tl.full((), 0, tl.int64)
-            start = tl.where(
-                all_rows, chunk * CHUNK + step * TILE, own_start + later % tl.maximum(own, 1) * TILE
-            )
-            reach = tl.load(suffix_at + n * suffix_stride_n).to(tl.int32)
-            position = (start + token).to(tl.int64)
-            in_tile = position < prefix + tl.where(all_rows, 0, reach)
-            mine = live & (all_rows | (path == n))
-            of_prefix = (position < prefix)[:, None]
-            before, after = position[:, None], (position - prefix)[:, None]
-            ks = k_suffix_ptr + g * ks_group + n * ks_path + kv_head * ks_head
-            vs = v_suffix_ptr + g * vs_group + n * vs_path + kv_head * vs_head
-            k_at = tl.where(of_prefix, kp + before * kp_token, ks + after * ks_token)
-            v_at = tl.where(of_prefix, vp + before * vp_token, vs + after * vs_token)
-            if ALIGNED:  # which the choice between two pointers hides from the compiler
-                k_at = tl.multiple_of(k_at, (16, 16))
-                v_at = tl.multiple_of(v_at, (16, 16))
-            state = attend(
-                state,
+        if q.dtype != tl.float32 and is_spoilt(state):
+            state = walk(
                 q,
-                k_at + d[None, :],
-                v_at + d[None, :],
-                mine[:, None] & in_tile[None, :],
-                mine,
-                in_tile,
-                d,
+                path,
+                live,
+                kp,
+                vp,
+                ks,
+                vs,
+                kp_token,
+                vp_token,
+                ks_path,
+                ks_token,
+                vs_path,
+                vs_token,
+                lens_at,
+                suffix_stride_n,
+                prefix,
+                start,
+                own_start,
+                end,
+                first_path,
+                last_path,
                 scale,
-                0.0,
+                ALIGNED,
                 D,
-                False,
-                False,
+                TILE,
+                BLOCK_D,
+                True,
             )
-        at = ((g * paths + path) * chunks + chunk) * heads + head
-        store_state(state, at, live, d, high_ptr, total_ptr, values_ptr, D)
+        at = ((g * paths + first_path) * chunks + chunk) * heads + kv_head * GROUP
+        at += row // GROUP * (chunks * heads) + row % GROUP
+        # Rows that end before this chunk have room there too.
+        store_state(state, at, path < last_path, d, high_ptr, total_ptr, values_ptr, D)
 
 
 def aligned(tensor: torch.Tensor) -> bool:
@@ -170,18 +276,19 @@ def launch(
     lse = torch.empty(groups, paths, heads, dtype=torch.float32, device=q.device)
     if out.numel() == 0:
         return out, lse
-    group, chunk = heads // kv_heads, attention.CHUNK
-    rows = attention.rows(group, q.dtype)
+    group, chunk, rows = heads // kv_heads, attention.CHUNK, attention.rows(q.dtype)
+    many, blocks = max(1, rows // group), triton.cdiv(group, rows)
     # With nothing of the prefix left over, paths need not wait for each other.
-    few = 1 if prefix_lens is None and prefix % chunk == 0 else min(FEW, rows // group)
+    left_over = min(prefix, chunk - 1) if prefix_lens is not None else prefix % chunk
+    few = min(FEW, many) if left_over else 1
     prefix_chunks = prefix // chunk
-    suffix_chunks = triton.cdiv(suffix, chunk) + 1
+    suffix_chunks = max(1, triton.cdiv(left_over + suffix, chunk))
     chunks = prefix_chunks + suffix_chunks
-    shared = prefix_chunks * triton.cdiv(paths, rows // group)
+    shared = prefix_chunks * triton.cdiv(paths, many)
     states = attention.States(groups * paths * chunks, q)
     ends = torch.empty(groups * paths, 3, dtype=torch.int32, device=q.device)
     with torch.cuda.device_of(q):
-        grid = (shared + triton.cdiv(paths, few) * suffix_chunks, kv_heads, groups)
+        grid = (shared + triton.cdiv(paths, few) * suffix_chunks, kv_heads * blocks, groups)
         shared_prefix_attention_kernel[grid](
             q,
             k_prefix,
@@ -214,13 +321,14 @@ def launch(
             group,
             d,
             few,
+            many,
+            blocks,
             rows,
             attention.TILE,
             chunk,
             triton.next_power_of_2(d),
-            num_warps=4 if d <= 64 else 8,
-            num_stages=2,
             enable_fp_fusion=True,
+            **attention.resources(q.dtype, d),
         )
         states.merge(ends[:, 0], ends[:, 1], ends[:, 2], out, lse)
     return out, lse

@@ -70,10 +70,10 @@ def test_one_plan_serves_changing_trees():
             assert torch.equal(a, b)
 
 
-def test_both_attention_ops_give_the_same_bits():
-    (q, k_prefix, v_prefix, k_suffix, v_suffix, lens), _ = dense(
-        1, 3, (4, 2), 24, 530, 90, torch.bfloat16
-    )
+@pytest.mark.parametrize("heads", [(4, 2), (70, 1)])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_both_attention_ops_give_the_same_bits(heads, dtype):
+    (q, k_prefix, v_prefix, k_suffix, v_suffix, lens), _ = dense(1, 3, heads, 24, 530, 90, dtype)
     out, lse = pyttc.shared_prefix_attention(
         q, k_prefix, v_prefix, k_suffix, v_suffix, lens, impl="triton"
     )
@@ -84,10 +84,9 @@ def test_both_attention_ops_give_the_same_bits():
         assert torch.equal(a, b)
 
 
-def test_a_neighbour_with_infinite_values_does_not_show():
-    (q, k_prefix, v_prefix, k_suffix, v_suffix, lens), _ = dense(
-        1, 4, (4, 2), 16, 40, 30, torch.float32
-    )
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_a_neighbour_with_infinite_values_does_not_show(dtype):
+    (q, k_prefix, v_prefix, k_suffix, v_suffix, lens), _ = dense(1, 4, (4, 2), 16, 40, 30, dtype)
     lens.fill_(30)
     k_suffix, v_suffix = k_suffix.nan_to_num(), v_suffix.nan_to_num()
     call = q, k_prefix, v_prefix, k_suffix, v_suffix, lens
@@ -98,11 +97,36 @@ def test_a_neighbour_with_infinite_values_does_not_show():
         assert torch.equal(a[0, [0, 2, 3]], b[0, [0, 2, 3]])
 
 
+def test_a_neighbour_in_a_tree_with_infinite_values_does_not_show():
+    make = torch.Generator().manual_seed(0)
+    keys, values = (
+        [torch.randn(n, 2, 16, generator=make).bfloat16() for n in (40, 30, 30)] for _ in range(2)
+    )
+    q = torch.randn(2, 4, 16, generator=make).bfloat16()
+    forest = Forest([-1, 0, 0], keys, values, [1, 2], q)
+    before = forest.run(16, impl="triton")
+    values[1][3], values[1][4] = float("inf"), float("nan")
+    for a, b in zip(forest.run(16, impl="triton"), before, strict=True):
+        assert torch.equal(a[1], b[1])
+
+
+def test_a_query_that_is_not_a_number_gives_nothing_else():
+    call, _ = dense(1, 3, (4, 2), 16, 600, 30, torch.bfloat16)
+    expected = pyttc.shared_prefix_attention(*call, impl="triton")
+    call[0][0, 1, 2] = float("nan")
+    got = pyttc.shared_prefix_attention(*call, impl="triton")
+    for a, b in zip(got, expected, strict=True):
+        assert a[0, 1, 2].isnan().all()
+        a[0, 1, 2] = b[0, 1, 2]
+        assert torch.equal(a, b)
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_shared_token_that_one_window_has_left_does_not_show_in_it(value):
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_a_shared_token_that_one_window_has_left_does_not_show_in_it(value, dtype):
     torch.manual_seed(0)
-    keys, values = ([torch.randn(n, 2, 16) for n in (128, 1, 10)] for _ in range(2))
-    forest = Forest([-1, 0, 0], keys, values, [1, 2], torch.randn(2, 4, 16))
+    keys, values = ([torch.randn(n, 2, 16).to(dtype) for n in (128, 1, 10)] for _ in range(2))
+    forest = Forest([-1, 0, 0], keys, values, [1, 2], torch.randn(2, 4, 16).to(dtype))
     before = forest.run(window=40, impl="triton")  # from 89 and from 98 on, in one tile
     values[0][93, 0, 5], values[0][70] = value, value
     out, lse = forest.run(window=40, impl="triton")
