@@ -122,7 +122,7 @@ MUTANTS = [
             "static_cast<unsigned long long>(low)",
         ),
         (
-            "csrc/cuda/sample.cu",
+            "csrc/cuda/weights.cuh",
             "sums of other warps are left out",
             "for (int i = 0; i < warp; ++i) before += s.warps[i];",
             "for (int i = 1; i < warp; ++i) before += s.warps[i];",
