@@ -141,8 +141,9 @@ class PrefixTree:
 
     def plan(self, q: torch.Tensor, k_pages: torch.Tensor) -> list[torch.Tensor]:
         """The work list of `prefix_tree_attention` on a GPU for these heads: made at the first call and
-        kept, so that all layers of a model share it. A tree made by `from_tensors` of device tensors
-        alone is read back for it, which waits for the device.
+        kept, so that all layers of a model share it. Call it before a CUDA graph that attends over the
+        tree is captured. A tree made by `from_tensors` of device tensors alone is read back for it,
+        which waits for the device.
         """
         most_paths = paths_of(q.shape[1] // k_pages.shape[2], q.dtype)
         key = (self.page_size, most_paths, self.parents.device)
