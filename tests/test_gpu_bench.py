@@ -37,13 +37,13 @@ class Paged:
     def __init__(self, *args: Any) -> None:
         self.levels: list[tuple[Any, ...]] = []
 
-    def add(self, rows: Any, pages: Any, ids: Any, last: Any, *rest: Any, **dtypes: Any) -> None:
-        for given in (rows, pages, ids, last):
-            assert given.dtype is torch.int32
+    def add(self, rows: Any, pages: Any, ids: Any, last: Any, **given: Any) -> None:
+        for indices in (rows, pages, ids, last):
+            assert indices.dtype is torch.int32
         assert len(rows) == len(pages) == len(last) + 1 and pages[-1] == len(ids)
         self.levels.append((rows.tolist(), pages.tolist(), ids.tolist(), last.tolist()))
-        self.scale = rest[2] ** -0.5
-        assert rest[3] == PAGE_SIZE
+        self.scale = given["head_dim"] ** -0.5
+        assert given["page_size"] == PAGE_SIZE
 
     def run(self, q: torch.Tensor, kv: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
         merged = None
@@ -69,14 +69,14 @@ class Paged:
 
 
 class Decode(Paged):
-    def plan(self, pages: Any, ids: Any, last: Any, *rest: Any, **dtypes: Any) -> None:
-        self.add(torch.arange(len(pages)).int(), pages, ids, last, *rest, **dtypes)
+    def plan(self, pages: Any, ids: Any, last: Any, **given: Any) -> None:
+        self.add(torch.arange(len(pages)).int(), pages, ids, last, **given)
 
 
 class Cascade(Paged):
-    def plan(self, rows: Any, pages: Any, ids: Any, last: Any, *rest: Any, **dtypes: Any) -> None:
+    def plan(self, rows: Any, pages: Any, ids: Any, last: Any, **given: Any) -> None:
         for level in zip(rows, pages, ids, last, strict=True):
-            self.add(*level, *rest, **dtypes)
+            self.add(*level, **given)
 
 
 @pytest.fixture

@@ -148,59 +148,12 @@ def prefix_tree_attention_kernel(
     steps_at, slots_at = steps_ptr + first_step * 4, slots_ptr + first_step * (TILE // GRANULE)
     k_ptr += kv_head * k_head
     v_ptr += kv_head * v_head
-    state = walk(
-        steps_at,
-        slots_at,
-        steps,
-        q,
-        k_ptr,
-        v_ptr,
-        rank,
-        live,
-        since,
-        lowest,
-        k_page,
-        k_token,
-        v_page,
-        v_token,
-        scale,
-        softcap,
-        D,
-        WINDOW,
-        SOFTCAP,
-        TILE,
-        GRANULE,
-        PAGE,
-        BLOCK_D,
-        q.dtype == tl.float32,
-    )
-    if q.dtype != tl.float32 and is_spoilt(state):
-        state = walk(
-            steps_at,
-            slots_at,
-            steps,
-            q,
-            k_ptr,
-            v_ptr,
-            rank,
-            live,
-            since,
-            lowest,
-            k_page,
-            k_token,
-            v_page,
-            v_token,
-            scale,
-            softcap,
-            D,
-            WINDOW,
-            SOFTCAP,
-            TILE,
-            GRANULE,
-            PAGE,
-            BLOCK_D,
-            True,
-        )
+    way = (steps_at, slots_at, steps, q, k_ptr, v_ptr, rank, live, since, lowest)
+    way += (k_page, k_token, v_page, v_token, scale, softcap)
+    plain: tl.constexpr = q.dtype != tl.float32
+    state = walk(*way, D, WINDOW, SOFTCAP, TILE, GRANULE, PAGE, BLOCK_D, not plain)
+    if plain and is_spoilt(state):
+        state = walk(*way, D, WINDOW, SOFTCAP, TILE, GRANULE, PAGE, BLOCK_D, True)
     first_state = tl.load(paths_ptr + rank * 3 + 2, mask=live, other=0)
     at = (first_state + chunk).to(tl.int64) * heads + (kv_head * GROUP + row % GROUP)
     store_state(state, at, live, d, high_ptr, total_ptr, values_ptr, D)

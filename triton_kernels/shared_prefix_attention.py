@@ -188,7 +188,7 @@ def shared_prefix_attention_kernel(
         vp = v_prefix_ptr + g * vp_group + kv_head * vp_head
         ks = k_suffix_ptr + g * ks_group + kv_head * ks_head
         vs = v_suffix_ptr + g * vs_group + kv_head * vs_head
-        state = walk(
+        way = (
             q,
             path,
             live,
@@ -202,6 +202,8 @@ def shared_prefix_attention_kernel(
             ks_token,
             vs_path,
             vs_token,
+        )
+        way += (
             lens_at,
             suffix_stride_n,
             prefix,
@@ -211,42 +213,11 @@ def shared_prefix_attention_kernel(
             first_path,
             last_path,
             scale,
-            ALIGNED,
-            D,
-            TILE,
-            BLOCK_D,
-            q.dtype == tl.float32,
         )
-        if q.dtype != tl.float32 and is_spoilt(state):
-            state = walk(
-                q,
-                path,
-                live,
-                kp,
-                vp,
-                ks,
-                vs,
-                kp_token,
-                vp_token,
-                ks_path,
-                ks_token,
-                vs_path,
-                vs_token,
-                lens_at,
-                suffix_stride_n,
-                prefix,
-                start,
-                own_start,
-                end,
-                first_path,
-                last_path,
-                scale,
-                ALIGNED,
-                D,
-                TILE,
-                BLOCK_D,
-                True,
-            )
+        plain: tl.constexpr = q.dtype != tl.float32
+        state = walk(*way, ALIGNED, D, TILE, BLOCK_D, not plain)
+        if plain and is_spoilt(state):
+            state = walk(*way, ALIGNED, D, TILE, BLOCK_D, True)
         at = ((g * paths + first_path) * chunks + chunk) * heads + kv_head * GROUP
         at += row // GROUP * (chunks * heads) + row % GROUP
         # Rows that end before this chunk have room there too.

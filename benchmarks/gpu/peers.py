@@ -194,6 +194,18 @@ def last_page(tokens: int) -> int:
     return (tokens - 1) % PAGE_SIZE + 1
 
 
+def shapes(q: torch.Tensor, pages: torch.Tensor) -> dict[str, Any]:
+    """What both of FlashInfer's wrappers ask for beside the pages."""
+    return {
+        "num_qo_heads": q.shape[1],
+        "num_kv_heads": pages.shape[2],
+        "head_dim": q.shape[2],
+        "page_size": PAGE_SIZE,
+        "q_data_type": q.dtype,
+        "kv_data_type": pages.dtype,
+    }
+
+
 def flashinfer_decode(forest: Forest) -> Callable[..., Call]:
     """FlashInfer's decoding over pages, nothing shared."""
 
@@ -208,12 +220,7 @@ def flashinfer_decode(forest: Forest) -> Callable[..., Call]:
             offsets([len(i) for i in ids], device),
             torch.cat(ids).int().to(device),
             torch.full((len(ids),), last, dtype=torch.int32, device=device),
-            q.shape[1],
-            ks.shape[2],
-            q.shape[2],
-            PAGE_SIZE,
-            q_data_type=q.dtype,
-            kv_data_type=ks.dtype,
+            **shapes(q, ks),
         )
         return lambda: wrapper.run(q, (ks, vs))
 
@@ -239,12 +246,7 @@ def flashinfer_cascade(forest: Forest) -> Callable[..., Call]:
                 torch.full((len(level),), last_page(n), dtype=torch.int32, device=device)
                 for level, n in zip(nodes, forest.tree.lengths, strict=True)
             ],
-            q.shape[1],
-            ks.shape[2],
-            q.shape[2],
-            PAGE_SIZE,
-            q_data_type=q.dtype,
-            kv_data_type=ks.dtype,
+            **shapes(q, ks),
         )
         return lambda: wrapper.run(q, (ks, vs))
 

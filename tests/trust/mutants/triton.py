@@ -109,7 +109,7 @@ MUTANTS = [
             "prefix_tree_attention",
             "infinite",
             "values that are not finite are gone through without care",
-            "if q.dtype != tl.float32 and is_spoilt(state):",
+            "if plain and is_spoilt(state):",
             "if q.dtype == tl.int32:",
         ),
         (
@@ -130,7 +130,7 @@ MUTANTS = [
             "shared_prefix_attention",
             "infinite",
             "values that are not finite are gone through without care",
-            "if q.dtype != tl.float32 and is_spoilt(state):",
+            "if plain and is_spoilt(state):",
             "if q.dtype == tl.int32:",
         ),
         (
