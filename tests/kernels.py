@@ -413,6 +413,14 @@ def store_kv_calls() -> list[Call]:
     return declared_calls("store_kv") + many
 
 
+def copy_pages_calls() -> list[Call]:
+    """A rotation of more pages than a block holds 16 bytes of."""
+    n = 6400
+    k_pages, v_pages = torch.arange(2.0 * n * 16).view(2, n, 1, 1, 16).short().view(torch.float16)
+    around = torch.arange(n)
+    return declared_calls("copy_pages") + [((k_pages, v_pages, around, around.roll(1)), {})]
+
+
 def check_stray_slots(impl: str, device: str) -> None:
     """Rows whose slots are out of range are left out, few rows or many."""
     stray = torch.tensor([-(2**63), -(2**32), -2, 60, 2**32 + 3, 2**63 - 1])

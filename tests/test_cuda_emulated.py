@@ -1,5 +1,5 @@
-"""The CUDA kernels run on the CPU by the host emulation, forwards and backwards and under
-AddressSanitizer, against the reference."""
+"""The CUDA kernels run on the CPU by the host emulation, against the reference: forwards and backwards, under
+AddressSanitizer, and under ThreadSanitizer, which takes each of their threads for one."""
 
 import os
 import subprocess
@@ -50,6 +50,15 @@ except RuntimeError as error:
 for name in kernels.kernel_ops("cuda"):
     kernels.check(name, kernels.calls(name)[0], "cuda")
 """
+RACES = """
+chosen = dict(part.split(":") for part in os.environ["PYTTC_CALLS"].split())
+for name in kernels.kernel_ops("cuda"):
+    for i, call in enumerate(kernels.calls(name)):
+        if not chosen or str(i) in chosen.get(name, "").split(","):
+            kernels.check(name, call, "cuda")
+"""
+# Calls of each op that between them pass every barrier where it is needed: without it, they race.
+SOME_CALLS = "copy_pages:0 sample:2,6,12,14,19 select_beams:2,3,28 store_kv:33 topk_score:5,13"
 
 
 def run(library: Path, program: str = PROGRAM, **environment: str) -> str:
@@ -62,6 +71,11 @@ def run(library: Path, program: str = PROGRAM, **environment: str) -> str:
     )
     assert done.returncode == 0, done.stdout + done.stderr[-6000:]
     return done.stdout
+
+
+def sanitizer(name: str) -> str:
+    find = ["g++", f"-print-file-name={name}"]
+    return subprocess.run(find, capture_output=True, text=True, check=True).stdout.strip()
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +95,23 @@ def test_an_error_is_raised_once(library):
 def test_addresses(tmp_path):
     flags = ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-g")
     library = emulation.build(tmp_path, "_cuda_sanitized", flags)
-    find = ["g++", "-print-file-name=libasan.so"]
-    preload = subprocess.run(find, capture_output=True, text=True, check=True).stdout.strip()
-    run(library, LD_PRELOAD=preload, ASAN_OPTIONS="detect_leaks=0:detect_stack_use_after_return=0")
+    options = "detect_leaks=0:detect_stack_use_after_return=0"
+    run(library, LD_PRELOAD=sanitizer("libasan.so"), ASAN_OPTIONS=options)
+
+
+@pytest.mark.parametrize(
+    "calls",
+    [pytest.param(SOME_CALLS, id="some"), pytest.param("", id="all", marks=pytest.mark.nightly)],
+)
+def test_races(tmp_path, calls):
+    library = emulation.build(tmp_path, "_cuda_watched", ("-fsanitize=thread", "-g"))
+    options = "halt_on_error=1:exitcode=66:report_mutex_bugs=0:suppressions=tests/trust/thread.supp"
+    preload = sanitizer("libtsan.so")
+    run(
+        library,
+        RACES,
+        PYTTC_CALLS=calls,
+        LD_PRELOAD=preload,
+        TSAN_OPTIONS=options,
+        OMP_NUM_THREADS="1",
+    )

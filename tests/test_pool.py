@@ -81,5 +81,9 @@ def test_a_copy_moves_whole_pages_of_all_layers(monkeypatch: pytest.MonkeyPatch)
     held.copy(np.array([4, 0]), np.array([1, 3]))
     k[:, [1, 3]], v[:, [1, 3]] = k[:, [4, 0]], v[:, [4, 0]]
     assert same(held.k, k) and same(held.v, v)
+    monkeypatch.setattr(pool, "MOST_COPIED", 2)
+    held.copy(np.array([0, 1, 0]), np.array([2, 5, 4]))
+    k[:, [2, 5, 4]], v[:, [2, 5, 4]] = k[:, [0, 1, 0]], v[:, [0, 1, 0]]
+    assert same(held.k, k) and same(held.v, v)
     monkeypatch.setattr(pool, "copy_pages", None)  # nothing to copy: no call
     held.copy(np.array([], np.int64), np.array([], np.int64))

@@ -96,12 +96,11 @@ __device__ inline void choose_from_row(const RowTiles& p, int64_t row, int64_t k
 }
 
 // Puts n <= kRoom entries in ascending order, by a bitonic network; writes past them up to the next
-// power of two.
+// power of two, where nobody may read any more.
 __device__ inline void sort(uint64_t* list, int n) {
   const int t = static_cast<int>(threadIdx.x);
   int size = 1;
   while (size < n) size *= 2;
-  __syncthreads();
   for (int i = n + t; i < size; i += kRowThreads) list[i] = ~uint64_t{0};
   for (int run = 2; run <= size; run *= 2) {
     for (int apart = run / 2; apart > 0; apart /= 2) {
@@ -138,7 +137,6 @@ __device__ inline void write_topk(const RowTiles& p, int64_t row, int64_t k, dou
       indices[copy * k + i] = static_cast<uint32_t>(entry);
     }
   }
-  __syncthreads();
 }
 
 }  // namespace pyttc

@@ -1,6 +1,6 @@
 // Bound by memory. A block owns one slice of every page: it gathers the slice of all pages that are
 // copied into shared memory before it writes any, so that a page may be read by one pair and
-// written by another, in one launch.
+// written by another, in one launch. Of very many pages the slices are single elements.
 #include "launch.cuh"
 #include "ops.h"
 #include "pieces.h"
@@ -75,10 +75,9 @@ cudaError_t copy_pages(cudaStream_t stream, const Tensor& k_pages, const Tensor&
   p.dst = dst.data<void>(), p.dst_wide = dst.dtype() == DType::i64, p.dst_stride = dst.stride(0);
   p.pages = k_pages.size(first);
   p.heads = static_cast<unsigned>(k_pages.size(first + 2));
-  return with_pieces({k_pages, v_pages}, [&](auto piece) {
+  const auto move = [&](auto piece) {
     using Piece = decltype(piece);
     constexpr int64_t kPiece = sizeof(Piece);
-    if (pairs * kPiece > kMostShared) return cudaErrorInvalidValue;
     const int64_t pieces = k_pages.size(first + 3) * width / kPiece;
     const int64_t of_page = k_pages.size(first + 1) * k_pages.size(first + 2) * pieces;
     const int64_t slice = min(of_page, max(int64_t{1}, kSliceBytes / kPiece / pairs));
@@ -94,7 +93,9 @@ cudaError_t copy_pages(cudaStream_t stream, const Tensor& k_pages, const Tensor&
     PYTTC_LAUNCH(copy_pages_kernel<Piece>, grid, dim3(kThreads), static_cast<size_t>(bytes), stream,
                  p);
     return cudaGetLastError();
-  });
+  };
+  if (pairs * width > kMostShared) return cudaErrorInvalidValue;
+  return with_pieces({k_pages, v_pages}, move, pairs * int64_t{sizeof(uint4)} <= kMostShared);
 }
 
 }  // namespace pyttc

@@ -23,6 +23,15 @@ __device__ __forceinline__ float exp2_or_zero(float y) {
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(y));
   return power;
 }
+// Of a word that several threads write at once, where any of them may win.
+__device__ __forceinline__ int32_t load_relaxed(const int32_t* from) {
+  int32_t x;
+  asm volatile("ld.relaxed.gpu.s32 %0, [%1];" : "=r"(x) : "l"(from) : "memory");
+  return x;
+}
+__device__ __forceinline__ void store_relaxed(int32_t* to, int32_t x) {
+  asm volatile("st.relaxed.gpu.s32 [%0], %1;" ::"l"(to), "r"(x) : "memory");
+}
 #endif
 
 namespace pyttc {

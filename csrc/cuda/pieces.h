@@ -17,10 +17,9 @@ inline bool in_sixteens(const Tensor& t) {
   return whole;
 }
 
-// Calls f(Piece{}): 16 bytes where all tensors allow it, else one element.
+// Calls f(Piece{}): 16 bytes where all tensors allow it and `sixteens`, else one element.
 template <class F>
-cudaError_t with_pieces(std::initializer_list<Tensor> tensors, F f) {
-  bool sixteens = true;
+cudaError_t with_pieces(std::initializer_list<Tensor> tensors, F f, bool sixteens = true) {
   for (const Tensor& t : tensors) sixteens = sixteens && in_sixteens(t);
   if (sixteens) return f(uint4{});
   return tensors.begin()->t.dtype.bits == 32 ? f(uint32_t{}) : f(uint16_t{});

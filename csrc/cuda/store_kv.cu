@@ -39,7 +39,7 @@ __global__ void __launch_bounds__(kTableThreads) any_row_kernel(const StoreKvPar
   const int64_t row = int64_t{blockIdx.x} * kTableThreads + threadIdx.x;
   if (row >= p.rows) return;
   const int64_t slot = slot_of(p, row);
-  if (slot >= 0) p.last[slot] = static_cast<int32_t>(row);
+  if (slot >= 0) store_relaxed(&p.last[slot], static_cast<int32_t>(row));
 }
 
 // Of each slot the last row. Most rows are alone there, and need no atomic.
@@ -47,7 +47,8 @@ __global__ void __launch_bounds__(kTableThreads) last_row_kernel(const StoreKvPa
   const int64_t row = int64_t{blockIdx.x} * kTableThreads + threadIdx.x;
   if (row >= p.rows) return;
   const int64_t slot = slot_of(p, row);
-  if (slot >= 0 && p.last[slot] < row) atomicMax(&p.last[slot], static_cast<int32_t>(row));
+  if (slot >= 0 && load_relaxed(&p.last[slot]) < row)
+    atomicMax(&p.last[slot], static_cast<int32_t>(row));
 }
 
 template <class Piece>

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 
+import numpy as np
 import torch
 
 from ..ops import copy_pages
 from .arguments import whole_number
 from .cache import Ints
 
+MOST_COPIED = 1024  # pages a call: beyond that a GPU moves less than 32 bytes of each at a time
 UNITS = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 
 
@@ -48,11 +50,11 @@ class KVPool:
         self.v = torch.empty(shape, dtype=dtype, device=device)
 
     def copy(self, source: Ints, target: Ints) -> None:
-        """Copies whole pages in all layers, one call."""
+        """Copies whole pages in all layers, in one call up to MOST_COPIED: no target is a source."""
         if source.size:
-            device = self.k.device
-            to = torch.from_numpy(target).to(device)
-            copy_pages(self.k, self.v, torch.from_numpy(source).to(device), to)
+            pairs = torch.from_numpy(np.stack((source, target))).to(self.k.device)
+            for src, dst in pairs.split(MOST_COPIED, dim=1):
+                copy_pages(self.k, self.v, src, dst)
 
 
 def parse_memory(memory: int | str) -> int:

@@ -8,6 +8,8 @@ from .. import _C
 from ..dispatch import Implementation, cuda, cuda_module, register, triton
 from . import checks
 
+CUDA_SHARED = 99 << 10  # bytes of shared memory, which hold an element of each page at least
+
 
 def copy_pages(
     k_pages: torch.Tensor,
@@ -36,7 +38,7 @@ def copy_pages(
         ValueError, TypeError: for an argument of another shape, dtype, stride or device, for a page out of
             range or twice in dst, and for pages that share memory. Nothing is written then. On a GPU pages
             and memory are not looked at before the launch: a pair out of range is left out. One call
-            there takes at most 65,536 pairs (triton) or 6,144 (cuda).
+            there takes at most 65,536 pairs (triton), or 50,688 and of float32 25,344 (cuda).
 
     Source: the block copies behind copy-on-write in vLLM (arXiv 2309.06180).
     """
@@ -103,6 +105,9 @@ def run_cuda(
     src: torch.Tensor,
     dst: torch.Tensor,
 ) -> None:
+    most = CUDA_SHARED // k_pages.element_size()
+    if src.shape[0] > most:
+        raise ValueError(f"src: got {src.shape[0]} pages, expected at most {most} in one call")
     cuda_module().copy_pages(k_pages, v_pages, src, dst)
 
 

@@ -1,6 +1,9 @@
 // Runs CUDA C++ kernels on the host: one block at a time, one fiber a thread, switched at every
 // barrier and shuffle. It finds wrong indices, missing barriers that change a result, divergent
-// barriers and, under AddressSanitizer, out-of-bounds accesses; it does not find races.
+// barriers and, under AddressSanitizer, out-of-bounds accesses.
+// Under ThreadSanitizer it finds races: that takes every fiber for a thread, and only barriers put
+// their accesses in order (shuffles and votes do not, nor do relaxed atomics). There two workers
+// take every other block; between blocks of one nothing is found, they are in order.
 // PYTTC_EMULATE_REVERSE=1 in the environment runs blocks and threads in reverse order, so that a
 // result depending on either shows. PYTTC_EMULATE_SHARED=<bytes> is the shared memory that a kernel
 // may ask for, 99 KiB if it is not set: the least that devices have.
@@ -11,6 +14,9 @@
 #include <setjmp.h>
 #include <ucontext.h>
 #include <vector_types.h>
+#if defined(__SANITIZE_THREAD__)
+#include <sanitizer/tsan_interface.h>
+#endif
 
 #include <algorithm>
 #include <cmath>
@@ -21,6 +27,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -37,25 +44,49 @@
 #define __host__
 #define __forceinline__ inline
 #define __launch_bounds__(...)
-#define __shared__ static  // one block at a time on one OS thread: a static is shared by the block
 #define __grid_constant__
 #define __restrict__
 
+// One block at a time on one OS thread: a static is shared by the block.
+#if defined(__SANITIZE_THREAD__)
+#define EMULATION_LOCAL static thread_local
+#define EMULATION_UNWATCHED __attribute__((no_sanitize("thread")))
+#else
+#define EMULATION_LOCAL static
+#define EMULATION_UNWATCHED
+#endif
+#define __shared__ EMULATION_LOCAL
+
 namespace emulation {
+
+// What a thread did before it arrives comes before what others do after they have left.
+inline void arrive([[maybe_unused]] void* barrier) {
+#if defined(__SANITIZE_THREAD__)
+  __tsan_release(barrier);
+#endif
+}
+inline void leave([[maybe_unused]] void* barrier) {
+#if defined(__SANITIZE_THREAD__)
+  __tsan_acquire(barrier);
+#endif
+}
 
 enum class Waits { no, block, warp };
 
 struct Fiber {
   ucontext_t context;
   jmp_buf left;
-  bool running = false;  // it has begun, and left from `left`
+  bool running = false;     // it has begun, and left from `left`
+  void* watched = nullptr;  // what ThreadSanitizer knows it as
 };
 
 // swapcontext asks the kernel for the signal mask at every switch, which takes longer than all
-// else; but AddressSanitizer knows the stacks that swapcontext leaves, and not those that longjmp
-// does.
-__attribute__((noinline)) inline void switch_fibers(Fiber& from, Fiber& to) {
-#if defined(__SANITIZE_ADDRESS__)
+// else; but sanitizers know the stacks that swapcontext leaves, and not those that longjmp does.
+EMULATION_UNWATCHED __attribute__((noinline)) inline void switch_fibers(Fiber& from, Fiber& to) {
+#if defined(__SANITIZE_THREAD__)
+  __tsan_switch_to_fiber(to.watched, __tsan_switch_to_fiber_no_sync);
+#endif
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
   swapcontext(&from.context, &to.context);
 #else
   from.running = true;
@@ -70,7 +101,8 @@ struct Thread : Fiber {
   unsigned index = 0, lane = 0, warp = 0;
   bool done = false;
   Waits waits = Waits::no;
-  uint64_t slot = 0;  // what the thread offers to the others of its warp
+  uint64_t slot = 0;          // what the thread offers to the others of its warp
+  unsigned barriers[2] = {};  // how many it has left: of the block, of its warp
 };
 
 struct Block {
@@ -80,25 +112,40 @@ struct Block {
   Fiber scheduler;
   Thread* running = nullptr;
   dim3 id, size, grid;
+  char begun, ended, barriers[33][2];  // the last of the warps and the block, by turns
 };
 
 inline Block*& block() {
-  static Block* current = nullptr;
+  EMULATION_LOCAL Block* current = nullptr;
   return current;
 }
+EMULATION_UNWATCHED inline Thread& me() { return *block()->running; }
 
-inline void enter() {
+EMULATION_UNWATCHED inline void enter() {
   Block* b = block();
+  Thread* mine = b->running;
+  leave(&b->begun);
   b->body();
-  b->running->done = true;
-  switch_fibers(*b->running, b->scheduler);
+  arrive(&b->ended);
+  mine->done = true;
+  switch_fibers(*mine, b->scheduler);
 }
 
-inline void wait(Waits what) {
+EMULATION_UNWATCHED inline void wait(Waits what) {
   Block* b = block();
-  Thread* me = b->running;
-  me->waits = what;
-  switch_fibers(*me, b->scheduler);
+  Thread* mine = b->running;
+  mine->waits = what;
+  switch_fibers(*mine, b->scheduler);
+}
+
+EMULATION_UNWATCHED inline void barrier(Waits what) {
+  Block* b = block();
+  Thread* mine = b->running;
+  const bool all = what == Waits::block;
+  void* turn = &b->barriers[all ? 32 : mine->warp][mine->barriers[all]++ % 2];
+  arrive(turn);
+  wait(what);
+  leave(turn);
 }
 
 inline bool reversed() {
@@ -125,7 +172,7 @@ inline size_t most_shared() {
   return set ? std::strtoull(set, nullptr, 10) : 99 << 10;
 }
 
-inline bool release(Block& b, size_t from, size_t to, Waits what) {
+EMULATION_UNWATCHED inline bool release(Block& b, size_t from, size_t to, Waits what) {
   bool any = false;
   for (size_t i = from; i < to; ++i) {
     if (b.threads[i]->done) continue;
@@ -136,7 +183,7 @@ inline bool release(Block& b, size_t from, size_t to, Waits what) {
   return any;
 }
 
-inline void run(Block& b) {
+EMULATION_UNWATCHED inline void run(Block& b) {
   const size_t n = b.threads.size();
   for (size_t left = n; left;) {
     bool progress = false;
@@ -159,22 +206,25 @@ inline void run(Block& b) {
   }
 }
 
-template <class F>
-void launch(const void* kernel, dim3 grid, dim3 size, size_t shared_bytes, F body) {
+// Every step-th block from `first` on.
+inline void run_blocks(uint64_t first, uint64_t step, dim3 grid, dim3 size, size_t shared_bytes,
+                       const std::function<void()>& body) {
   constexpr size_t kStack = 64 << 10;
   const unsigned n = size.x * size.y * size.z;
   const uint64_t blocks = uint64_t{grid.x} * grid.y * grid.z;
-  if (!blocks || !n || grid.x >> 31 || grid.y >> 16 || grid.z >> 16 || n > 1024 ||
-      shared_bytes > allowed(kernel)) {
-    last_error() = cudaErrorInvalidConfiguration;
-    return;
-  }
   Block b;
   b.size = size;
   b.grid = grid;
   b.body = body;
   b.stacks.resize(n * kStack);
-  for (uint64_t k = 0; k < blocks; ++k) {
+  block() = &b;
+#if defined(__SANITIZE_THREAD__)
+  b.scheduler.watched = __tsan_get_current_fiber();
+  static std::vector<void*> made[2];  // to make them takes long
+  std::vector<void*>& watched = made[first];
+  while (watched.size() < n) watched.push_back(__tsan_create_fiber(0));
+#endif
+  for (uint64_t k = first; k < blocks; k += step) {
     const uint64_t i = reversed() ? blocks - 1 - k : k;
     b.id = dim3(i % grid.x, i / grid.x % grid.y, i / grid.x / grid.y);
     b.shared.assign(shared_bytes + 1024, static_cast<char>(0xff));  // NaN, not zero
@@ -190,26 +240,48 @@ void launch(const void* kernel, dim3 grid, dim3 size, size_t shared_bytes, F bod
       t->context.uc_stack.ss_size = kStack;
       t->context.uc_link = nullptr;
       makecontext(&t->context, enter, 0);
+#if defined(__SANITIZE_THREAD__)
+      t->watched = watched[j];
+#endif
       b.threads.push_back(std::move(t));
     }
-    block() = &b;
+    arrive(&b.begun);
     run(b);
+    leave(&b.ended);
   }
   block() = nullptr;
 }
 
+template <class F>
+void launch(const void* kernel, dim3 grid, dim3 size, size_t shared_bytes, F body) {
+  const unsigned n = size.x * size.y * size.z;
+  const uint64_t blocks = uint64_t{grid.x} * grid.y * grid.z;
+  if (!blocks || !n || grid.x >> 31 || grid.y >> 16 || grid.z >> 16 || n > 1024 ||
+      shared_bytes > allowed(kernel)) {
+    last_error() = cudaErrorInvalidConfiguration;
+    return;
+  }
+#if defined(__SANITIZE_THREAD__)
+  std::thread other(run_blocks, 1, 2, grid, size, shared_bytes, body);
+  run_blocks(0, 2, grid, size, shared_bytes, body);
+  other.join();
+#else
+  run_blocks(0, 1, grid, size, shared_bytes, body);
+#endif
+}
+
 // What lane `source` of this warp offers; every live lane must take part.
 template <class T>
-T exchange(T value, int source) {
+EMULATION_UNWATCHED T exchange(T value, int source) {
   static_assert(sizeof(T) <= 8);
   Block* b = block();
-  Thread* me = b->running;
-  me->slot = 0;
-  std::memcpy(&me->slot, &value, sizeof(T));
+  Thread* mine = b->running;
+  mine->slot = 0;
+  std::memcpy(&mine->slot, &value, sizeof(T));
   wait(Waits::warp);
-  const size_t j = me->warp * 32 + (source & 31);
+  const size_t j = mine->warp * 32 + (source & 31);
   T result;
-  std::memcpy(&result, &b->threads[j < b->threads.size() ? j : me->index]->slot, sizeof(T));
+  std::memcpy(&result, &b->threads[j < b->threads.size() ? j : mine->index]->slot, sizeof(T));
   wait(Waits::warp);
   return result;
 }
@@ -219,11 +291,11 @@ inline char* shared_memory() {
   return reinterpret_cast<char*>((p + 1023) & ~uintptr_t{1023});
 }
 
-inline int lane() { return static_cast<int>(block()->running->lane); }
+inline int lane() { return static_cast<int>(me().lane); }
 
 }  // namespace emulation
 
-#define threadIdx (emulation::block()->running->id)
+#define threadIdx (emulation::me().id)
 #define blockIdx (emulation::block()->id)
 #define blockDim (emulation::block()->size)
 #define gridDim (emulation::block()->grid)
@@ -246,9 +318,8 @@ cudaError_t cudaFuncSetAttribute(F kernel, cudaFuncAttribute, int bytes) {
   return cudaSuccess;
 }
 
-inline void __syncthreads() { emulation::wait(emulation::Waits::block); }
-inline void __syncwarp(unsigned = ~0u) { emulation::wait(emulation::Waits::warp); }
-inline void __threadfence() {}
+inline void __syncthreads() { emulation::barrier(emulation::Waits::block); }
+inline void __syncwarp(unsigned = ~0u) { emulation::barrier(emulation::Waits::warp); }
 
 template <class T>
 T __shfl_sync(unsigned, T value, int source) {
@@ -270,7 +341,7 @@ T __shfl_up_sync(unsigned, T value, int by) {
 }
 // Which live lanes of this warp offer something for which `take` holds, given theirs and mine.
 template <class T, class F>
-unsigned lanes_where(T mine, F take) {
+EMULATION_UNWATCHED unsigned lanes_where(T mine, F take) {
   emulation::Block* b = emulation::block();
   emulation::Thread* me = b->running;
   me->slot = 0;
@@ -304,38 +375,37 @@ inline unsigned __reduce_add_sync(unsigned mask, unsigned value) {
 }
 inline int __any_sync(unsigned mask, int predicate) { return __ballot_sync(mask, predicate) != 0; }
 inline int __all_sync(unsigned mask, int predicate) { return __ballot_sync(mask, !predicate) == 0; }
-inline int __syncthreads_or(int predicate) {
-  static int any;  // set before the first barrier, read after it, reset after the second
-  if (predicate) any = 1;
+EMULATION_UNWATCHED inline int __syncthreads_or(int predicate) {
+  emulation::me().slot = predicate != 0;
   __syncthreads();
-  const int result = any;
+  uint64_t any = 0;
+  for (const auto& thread : emulation::block()->threads) any |= !thread->done && thread->slot;
   __syncthreads();
-  any = 0;
-  return result;
+  return static_cast<int>(any);
 }
 
 template <class T>
 T atomicAdd(T* p, T v) {
-  const T old = *p;
-  *p = old + v;
+  return __atomic_fetch_add(p, v, __ATOMIC_RELAXED);
+}
+template <class T, class F>
+T atomic_change(T* p, F change) {
+  T old = __atomic_load_n(p, __ATOMIC_RELAXED);
+  while (!__atomic_compare_exchange_n(p, &old, change(old), true, __ATOMIC_RELAXED,
+                                      __ATOMIC_RELAXED)) {
+  }
   return old;
 }
 template <class T>
 T atomicMax(T* p, T v) {
-  const T old = *p;
-  *p = std::max(old, v);
-  return old;
+  return atomic_change(p, [&](T old) { return std::max(old, v); });
 }
 template <class T>
 T atomicMin(T* p, T v) {
-  const T old = *p;
-  *p = std::min(old, v);
-  return old;
+  return atomic_change(p, [&](T old) { return std::min(old, v); });
 }
-template <class T>
-T __ldg(const T* p) {
-  return *p;
-}
+inline int32_t load_relaxed(const int32_t* p) { return __atomic_load_n(p, __ATOMIC_RELAXED); }
+inline void store_relaxed(int32_t* p, int32_t x) { __atomic_store_n(p, x, __ATOMIC_RELAXED); }
 
 inline float max_or_nan(float x, float y) { return x != x || y != y ? NAN : std::max(x, y); }
 inline float exp2_or_zero(float y) { return y < -126 ? 0 : std::exp2(y); }

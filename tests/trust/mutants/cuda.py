@@ -1,8 +1,39 @@
 """Mutants of csrc/cuda, for the emulation on the CPU (tests/emulation)."""
 
+import re
+from pathlib import Path
+
 from . import Mutant
 
+ROOT = Path(__file__).resolve().parents[3]
 EMULATED = "tests/test_cuda_emulated.py -k reference"
+RACES = "tests/test_cuda_emulated.py -k races"
+
+
+def barriers() -> list[Mutant]:
+    """Each barrier left out, alone."""
+    mutants = []
+    for file in sorted(ROOT.glob("csrc/cuda/*.cu*")):
+        text = file.read_text()
+        lines = text.splitlines(keepends=True)
+        for i, line in enumerate(lines):
+            if line.strip() not in ("__syncthreads();", "__syncwarp();"):
+                continue
+            begin, end = i, i + 1
+            while text.count("".join(lines[begin:end])) > 1:
+                begin, end = begin - 1, end + 1
+            before = next(above for above in reversed(lines[:i]) if re.search("[a-z]{2}", above))
+            mutants.append(
+                Mutant(
+                    str(file.relative_to(ROOT)),
+                    f"no barrier after `{before.strip()}`",
+                    "".join(lines[begin:end]),
+                    "".join(lines[begin:i] + lines[i + 1 : end]),
+                    RACES,
+                )
+            )
+    return mutants
+
 
 MUTANTS = [
     Mutant(path, bug, old, new, EMULATED)
@@ -40,8 +71,8 @@ MUTANTS = [
         (
             "csrc/cuda/store_kv.cu",
             "of many rows for a slot any stays",
-            "if (slot >= 0 && p.last[slot] < row) atomicMax",
-            "if (row < 0) atomicMax",
+            "if (slot >= 0 && load_relaxed(&p.last[slot]) < row)",
+            "if (row < 0)",
         ),
         (
             "csrc/cuda/store_kv.cu",
@@ -54,12 +85,6 @@ MUTANTS = [
             "an offset of 32 bits",
             "char* to = r.to + page * r.page + offset * r.slot;",
             "char* to = r.to + static_cast<int>(page * r.page) + offset * r.slot;",
-        ),
-        (
-            "csrc/cuda/copy_pages.cu",
-            "the barrier between reading and writing is gone",
-            "  __syncthreads();\n",
-            "",
         ),
         (
             "csrc/cuda/copy_pages.cu",
@@ -171,12 +196,6 @@ MUTANTS = [
         ),
         (
             "csrc/cuda/row_tiles.cuh",
-            "the barrier before the warps' maxima are read is gone",
-            "  if (lane == 0) highs[warp] = high;\n  __syncthreads();\n",
-            "  if (lane == 0) highs[warp] = high;\n",
-        ),
-        (
-            "csrc/cuda/row_tiles.cuh",
             "sums of tiles are added without their maxima",
             "sum += s.sum * weight;",
             "sum += s.sum;",
@@ -193,19 +212,21 @@ MUTANTS = [
             "  if (t == 0) kept = 0;\n",
             "",
         ),
-        (
-            "csrc/cuda/select_beams.cu",
-            "the barrier before a running sum is written is gone",
-            "    __syncthreads();\n    sums[t] += before;",
-            "    sums[t] += before;",
-        ),
     ]
 ] + [
+    *barriers(),
+    Mutant(
+        "csrc/cuda/store_kv.cu",
+        "rows for one slot are written plainly",
+        "store_relaxed(&p.last[slot], static_cast<int32_t>(row));",
+        "p.last[slot] = static_cast<int32_t>(row);",
+        RACES,
+    ),
     Mutant(
         "csrc/cuda/module.cpp",
         "an error is raised twice",
         "  cudaGetLastError();  // or",
         "  // or",
         "tests/test_cuda_emulated.py -k error",
-    )
+    ),
 ]
