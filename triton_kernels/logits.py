@@ -253,7 +253,7 @@ def choose(
         else:
             top = middle - 1
         middle = halfway(bound, top)
-    tl.debug_barrier()
+        tl.debug_barrier()
     i = tl.arange(0, ROOM)
     keys = tl.load(list_ptr + i, mask=i < count, other=NOTHING)
     tl.debug_barrier()  # another list may take its place

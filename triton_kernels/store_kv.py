@@ -19,14 +19,14 @@ def rows_and_slots(slots_ptr, rows, pool_slots, slot_stride, BLOCK: tl.constexpr
 @triton.jit
 def any_row_kernel(table_ptr, slots_ptr, rows, pool_slots, slot_stride, BLOCK: tl.constexpr):
     row, slot, live = rows_and_slots(slots_ptr, rows, pool_slots, slot_stride, BLOCK)
-    tl.store(table_ptr + slot, row, mask=live)
+    tl.atomic_xchg(table_ptr + slot, row, mask=live, sem="relaxed")
 
 
 @triton.jit
 def last_row_kernel(table_ptr, slots_ptr, rows, pool_slots, slot_stride, BLOCK: tl.constexpr):
     row, slot, live = rows_and_slots(slots_ptr, rows, pool_slots, slot_stride, BLOCK)
-    before = live & (tl.load(table_ptr + slot, mask=live, other=0) < row)
-    tl.atomic_max(table_ptr + slot, row, mask=before)
+    before = live & (tl.load(table_ptr + slot, mask=live, other=0, volatile=True) < row)
+    tl.atomic_max(table_ptr + slot, row, mask=before, sem="relaxed")
 
 
 @triton.jit

@@ -1,4 +1,4 @@
-"""Every Triton kernel in the interpreter against the reference."""
+"""Every Triton kernel in the interpreter against the reference, and without races."""
 
 import pytest
 import torch
@@ -9,6 +9,7 @@ from pyttc.triton_kernels.common import uniform
 import pyttc
 from pyttc.ops.philox import uniforms
 
+from .. import triton_races
 from ..forests import Forest
 from ..kernels import calls, check, check_far_pages, check_stray_slots, dense, kernel_ops
 from ..planned import planned_forests
@@ -17,8 +18,46 @@ from ..triton_interpreter import programs
 
 @pytest.mark.parametrize("name", kernel_ops("triton"))
 def test_against_the_reference(name):
-    for call in calls(name):
-        check(name, call, "triton")
+    with triton_races.looked_for():
+        for call in calls(name):
+            check(name, call, "triton")
+
+
+@triton.jit
+def racing_kernel(x_ptr, CASE: tl.constexpr):
+    i = tl.arange(0, 4)
+    here = tl.program_id(0) * 4 + i
+    if CASE == 0:
+        tl.store(x_ptr + here, i)
+        tl.debug_barrier()
+        tl.store(x_ptr + here, tl.load(x_ptr + tl.program_id(0) * 4 + (3 - i)), mask=i < 0)
+        tl.atomic_add(x_ptr + 8 + i, i)
+    elif CASE == 1:
+        tl.store(x_ptr + here, i)
+        tl.load(x_ptr + tl.program_id(0) * 4 + (3 - i))
+    elif CASE == 2:
+        tl.load(x_ptr + here)
+        tl.store(x_ptr + here, i)
+    elif CASE == 3:
+        tl.store(x_ptr + i, i)
+    elif CASE == 4:
+        tl.store(x_ptr + here // 2, i)
+    elif CASE == 5:
+        tl.atomic_add(x_ptr + i, i)
+        tl.debug_barrier()
+        tl.load(x_ptr + i)
+    else:
+        tl.load(x_ptr + 4 + i)
+        tl.debug_barrier()
+        tl.store(x_ptr + here, i)
+
+
+def test_races_are_found():
+    with triton_races.looked_for():
+        racing_kernel[(2,)](torch.zeros(12, dtype=torch.int32), 0)
+    for case in range(1, 7):
+        with triton_races.looked_for(), pytest.raises(Exception, match="Race|two programs"):
+            racing_kernel[(2,)](torch.zeros(12, dtype=torch.int32), case)
 
 
 @pytest.mark.parametrize("name", ["store_kv", "copy_pages"])

@@ -1,39 +1,10 @@
 """Mutants of csrc/cuda, for the emulation on the CPU (tests/emulation)."""
 
-import re
-from pathlib import Path
-
 from . import Mutant
+from .barriers import without_barriers
 
-ROOT = Path(__file__).resolve().parents[3]
 EMULATED = "tests/test_cuda_emulated.py -k reference"
 RACES = "tests/test_cuda_emulated.py -k races"
-
-
-def barriers() -> list[Mutant]:
-    """Each barrier left out, alone."""
-    mutants = []
-    for file in sorted(ROOT.glob("csrc/cuda/*.cu*")):
-        text = file.read_text()
-        lines = text.splitlines(keepends=True)
-        for i, line in enumerate(lines):
-            if line.strip() not in ("__syncthreads();", "__syncwarp();"):
-                continue
-            begin, end = i, i + 1
-            while text.count("".join(lines[begin:end])) > 1:
-                begin, end = begin - 1, end + 1
-            before = next(above for above in reversed(lines[:i]) if re.search("[a-z]{2}", above))
-            mutants.append(
-                Mutant(
-                    str(file.relative_to(ROOT)),
-                    f"no barrier after `{before.strip()}`",
-                    "".join(lines[begin:end]),
-                    "".join(lines[begin:i] + lines[i + 1 : end]),
-                    RACES,
-                )
-            )
-    return mutants
-
 
 MUTANTS = [
     Mutant(path, bug, old, new, EMULATED)
@@ -214,7 +185,7 @@ MUTANTS = [
         ),
     ]
 ] + [
-    *barriers(),
+    *without_barriers("csrc/cuda/*.cu*", RACES),
     Mutant(
         "csrc/cuda/store_kv.cu",
         "rows for one slot are written plainly",

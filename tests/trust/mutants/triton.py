@@ -1,6 +1,7 @@
 """Mutants of triton_kernels, for Triton's interpreter (tests/interpreted)."""
 
 from . import Mutant
+from .barriers import without_barriers
 
 OPS = "tests/interpreted/test_ops.py -k"
 
@@ -219,3 +220,9 @@ MUTANTS = [
         ),
     ]
 ]
+for file, names in (
+    ("copy_pages", "copy_pages"),
+    ("logits", "topk_score or sample"),
+    ("select_beams", "select_beams"),
+):
+    MUTANTS += without_barriers(f"triton_kernels/{file}.py", f"{OPS} {names}")
