@@ -193,6 +193,9 @@ def sample_calls() -> list[Call]:
         call(x[:1].expand(3, 5000), top_k=9),
         call(tops("random", (2, 1), f32), topk=1),
         call(spread(tops("random", (4, 33), f16)), top_k=7),
+        call(tops("random", (2, 1), f32), temperature=0.0),
+        # More than are looked at first, and fewer than top_k.
+        call(x, mask=bits((2, 5000), 0.36), temperature=3.0, top_k=2000, top_p=0.8),
     ]
 
 

@@ -109,15 +109,16 @@ def draw_filtered(
     weight = weight_of(best, largest, scale, ONE)
     least = tl.maximum(tl.ceil(min_p * ONE).to(tl.int64), 1)
     covered = bound == everything
+    enough = enough_of(top_p, total)
     if top_k > 0:
         covered |= top_k <= k
         weight = tl.where(tl.arange(0, ROOM) < top_k, weight, 0)
-        total = tl.sum(weight, 0)
+        enough = enough_of(top_p, tl.sum(weight, 0))
     else:
         covered |= (min_p > 0.0) & (weight_of(bound, largest, scale, ONE) < least)
-        covered |= tl.sum(weight, 0) >= enough_of(top_p, total)
+        covered |= tl.sum(weight, 0) >= enough
     if covered:
-        keep = (weight >= least) & (tl.cumsum(weight, 0) - weight < enough_of(top_p, total))
+        keep = (weight >= least) & (tl.cumsum(weight, 0) - weight < enough)
         bound = tl.min(tl.where(keep, best, 0x7FFFFFFFFFFFFFFF), 0)
         weight = tl.where(keys >= bound, weight_of(keys, largest, scale, ONE), 0)
         mass = tl.sum(weight, 0)
@@ -145,7 +146,7 @@ def draw_of_row(
     MASK: tl.constexpr,
     GROUP: tl.constexpr,
 ):
-    """As draw_filtered, of any number of columns, by bisection."""
+    """As draw_filtered, of any number of columns, by bisection; `total` is what all of them weigh."""
     columns = source[3]
     k = top_k
     enough = tl.where(k > 0, 0, enough_of(top_p, total))
@@ -286,7 +287,8 @@ def sample_kernel(
         least = tl.load(min_p_ptr + row * min_p_stride).to(tl.float64)
         best = tl.load(top_k_ptr + row * top_k_stride).to(tl.int64)
         key = tl.load(seed_ptr + row * seed_stride).to(tl.int64)
-    best = tl.where(t == 0.0, 1, tl.where((best < 0) | (best >= columns), 0, best))
+    best = tl.where(t == 0.0, 1, best)
+    best = tl.where((best < 0) | (best >= columns), 0, best)
     path = tl.load(path_ptr + row * path_stride)
     u = uniform(key, path, tl.load(position_ptr + row * position_stride))
     scale = scale_of(t)
