@@ -164,6 +164,23 @@ def test_no_reduction_adds_floats(no_device):
             assert not any("addf" in part for part in added)
 
 
+@compiled
+def test_rows_are_not_compiled_for(no_device):
+    """A step has as many as there are paths, some of which end at every step."""
+
+    def step(rows: int) -> None:
+        store(rows)
+        lm_head_topk.product(empty(rows, 64), empty(256, 64))
+
+    device = fake_cuda.use(90)
+    step(2)
+    step(1040)  # many rows for a slot are found in another way
+    before = len(device.compiled)
+    for rows in (1, 3, 16, 300, 1000, 1041, 5000):
+        step(rows)
+    assert len(device.compiled) == before
+
+
 def test_more_columns_than_a_row_may_have():
     with pytest.raises(
         ValueError, match=r"logits: got 33554433 columns, expected at most 33554432"

@@ -14,7 +14,7 @@ BLOCK_V = 128
 MAX_COLUMNS = 65_535 * BLOCK_V  # programs that a launch may have in its second dimension
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def product_kernel(
     hidden_ptr,
     weight_ptr,

@@ -16,20 +16,20 @@ def rows_and_slots(slots_ptr, rows, pool_slots, slot_stride, BLOCK: tl.constexpr
     return row, slot.to(tl.int64), (slot >= 0) & (slot < pool_slots)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def any_row_kernel(table_ptr, slots_ptr, rows, pool_slots, slot_stride, BLOCK: tl.constexpr):
     row, slot, live = rows_and_slots(slots_ptr, rows, pool_slots, slot_stride, BLOCK)
     tl.atomic_xchg(table_ptr + slot, row, mask=live, sem="relaxed")
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def last_row_kernel(table_ptr, slots_ptr, rows, pool_slots, slot_stride, BLOCK: tl.constexpr):
     row, slot, live = rows_and_slots(slots_ptr, rows, pool_slots, slot_stride, BLOCK)
     before = live & (tl.load(table_ptr + slot, mask=live, other=0, volatile=True) < row)
     tl.atomic_max(table_ptr + slot, row, mask=before, sem="relaxed")
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def store_kv_kernel(
     k_ptr,
     v_ptr,
@@ -121,5 +121,5 @@ def launch(
             d,
             triton.next_power_of_2(heads),
             triton.next_power_of_2(d),
-            min(1024, triton.next_power_of_2(rows)),
+            FEW,
         )
