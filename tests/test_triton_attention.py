@@ -99,3 +99,10 @@ def test_counts_are_not_compiled_for(no_device):  # noqa: F811
     for prefix in (641, 1040, 5000):
         dense(BF16, prefix=prefix)
     assert len(device.compiled) == before
+
+
+def test_more_groups_than_a_launch_has_programs_behind_each_other():
+    q, kv = empty(65_536, 1, 1, 16), empty(65_536, 0, 1, 16)
+    lens = zeros(65_536, 1)
+    with pytest.raises(ValueError, match="q: got 65536 groups, expected at most 65535"):
+        shared_prefix_attention.launch(q, kv, kv, kv[:, None], kv[:, None], lens)

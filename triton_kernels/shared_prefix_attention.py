@@ -9,6 +9,7 @@ import triton.language as tl
 from . import attention
 from .attention import attend, empty_state, is_spoilt, store_state
 
+MAX_GROUPS = 65_535  # programs that a launch may have in its third dimension
 FEW = 4  # paths of a program that go through what is left of the prefix together, then one by one
 
 
@@ -247,6 +248,8 @@ def launch(
     lse = torch.empty(groups, paths, heads, dtype=torch.float32, device=q.device)
     if out.numel() == 0:
         return out, lse
+    if groups > MAX_GROUPS:
+        raise ValueError(f"q: got {groups} groups, expected at most {MAX_GROUPS} with Triton")
     group, chunk, rows = heads // kv_heads, attention.CHUNK, attention.rows(q.dtype)
     many, blocks = max(1, rows // group), triton.cdiv(group, rows)
     # With nothing of the prefix left over, paths need not wait for each other.
