@@ -3,9 +3,11 @@ makes its rows."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import types
+import weakref
 from typing import Any
 
 import pytest
@@ -188,6 +190,34 @@ def test_a_wrong_kernel_is_noticed(make: Any, monkeypatch: pytest.MonkeyPatch) -
         changed = case["run"](*args, impl="native")[at]
         if changed.numel() and changed.dtype is not torch.bool:
             assert not program.is_right({**case, "run": run}, "cuda", args), at
+
+
+def test_every_call_of_a_graph_writes_to_memory_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else what is written stays in the cache, and a kernel that writes much is faster than can be."""
+    made: list[weakref.ref[torch.Tensor]] = []
+
+    def call() -> torch.Tensor:
+        output = torch.zeros(1)
+        made.append(weakref.ref(output))
+        return output
+
+    class Graph:
+        def replay(self) -> None:
+            assert all(output() is not None for output in made[3:])
+
+    class Event:
+        def __init__(self, enable_timing: bool) -> None: ...
+        def record(self) -> None: ...
+        def synchronize(self) -> None: ...
+        def elapsed_time(self, other: Event) -> float:
+            return 3.0
+
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "graph", contextlib.nullcontext)
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    assert program.replayed([call] * 3).median == pytest.approx(1e-3)
+    assert len(made) == 6
 
 
 def test_attention_that_drops_tokens_is_noticed() -> None:

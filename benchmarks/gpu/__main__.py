@@ -40,8 +40,9 @@ def is_right(case: Case, impl: str, args: Any) -> bool:
     got = case["run"](*args, impl=impl)
     right = case["run"](*there, impl="native")
     names = getattr(right, "_fields", range(len(right)))
-    # A draw within an ulp of where another column begins may fall on its other side.
-    strays = int(case["op"] == "sample" and len(right[0]) >= 64)
+    # A draw within an ulp of where another column begins may fall on its other side: of a whole
+    # vocabulary one in two thousand.
+    strays = -(-len(right[0]) // 256) if case["op"] == "sample" and len(right[0]) >= 64 else 0
     for name, g, r in zip(names, got, right, strict=True):
         if name in case["exact"]:
             wrong = int((g.cpu() != r).sum()) > (strays if name == "tokens" else 0)
@@ -69,8 +70,8 @@ def replayed(calls: list[Callable[[], Any]]) -> common.Timing:
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        for call in calls:
-            call()
+        # Held, so that each is written somewhere else, and not always into the cache.
+        outputs = [call() for call in calls]
     samples = []
     for i in range(WARM + REPLAYS):
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -80,6 +81,7 @@ def replayed(calls: list[Callable[[], Any]]) -> common.Timing:
         end.synchronize()
         if i >= WARM:
             samples.append(start.elapsed_time(end) * 1e-3 / len(calls))
+    del outputs
     return common.summary(samples)
 
 
