@@ -36,7 +36,7 @@ def shared_prefix_attention(
 
     Args:
         q: [G, N, Hq, D], float32, bfloat16 or float16 (float64 with the reference). D is a
-            multiple of 8 from 16 to 256.
+            multiple of 8 from 16 to 256. G is at most 65,535 with "triton".
         k_prefix, v_prefix: [G, P, Hkv, D], like q; Hkv divides Hq.
         k_suffix, v_suffix: [G, N, S, Hkv, D], like q.
         suffix_lens: [G, N], int32 or int64, each from 0 to S. Tokens past a length are never read:
