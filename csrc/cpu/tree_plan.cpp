@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <climits>
 #include <cstring>
+#include <type_traits>
 
 #include "fits.h"
 
@@ -13,31 +14,35 @@ constexpr int32_t kMostSteps = 12;  // of an item, unless a single path has more
 
 int32_t up(int32_t n, int32_t unit) { return (n + unit - 1) / unit; }
 
+// Whether all are low to high, which the highest bit of `outside` tells.
 template <class T>
-bool copy(const T* from, int64_t stride, int64_t n, int32_t* to) {
-  T lost = 0;
-  if (stride == 1) {
-    for (int64_t i = 0; i < n; ++i) to[i] = static_cast<int32_t>(from[i]), lost |= to[i] ^ from[i];
-  } else {
-    for (int64_t i = 0; i < n; ++i)
-      to[i] = static_cast<int32_t>(from[i * stride]), lost |= to[i] ^ from[i * stride];
-  }
-  return lost == 0;
+bool copy(const T* from, int64_t stride, int64_t n, int64_t low, int64_t high, int32_t* to) {
+  using U = std::make_unsigned_t<T>;
+  U outside = 0;
+  const auto take = [&](int64_t i, T value) {
+    to[i] = static_cast<int32_t>(value);
+    outside |= (static_cast<U>(value) - static_cast<U>(low)) |
+               (static_cast<U>(high) - static_cast<U>(value));
+  };
+  if (stride == 1)
+    for (int64_t i = 0; i < n; ++i) take(i, from[i]);
+  else
+    for (int64_t i = 0; i < n; ++i) take(i, from[i * stride]);
+  return static_cast<T>(outside) >= 0;
 }
 
-void load(const char* name, const Tensor& t, std::vector<int32_t>& to) {
+void load(const char* name, const Tensor& t, int64_t low, int64_t high, std::vector<int32_t>& to) {
   require(fits_index(t, {kAny}) && t.size(0) < INT32_MAX);
   to.resize(t.size(0));
-  const bool whole = t.dtype() == DType::i64
-                         ? copy(t.data<int64_t>(), t.stride(0), t.size(0), to.data())
-                         : copy(t.data<int32_t>(), t.stride(0), t.size(0), to.data());
-  if (whole) return;
+  const bool inside = t.dtype() == DType::i64
+                          ? copy(t.data<int64_t>(), t.stride(0), t.size(0), low, high, to.data())
+                          : copy(t.data<int32_t>(), t.stride(0), t.size(0), low, high, to.data());
+  if (inside) return;
   const Indices values(t);
   for (int64_t i = 0;; ++i)
-    if (values.at(i) != to[i]) fail(name, i, values.at(i), "less than 2^31");
+    if (values.at(i) < low || values.at(i) > high)
+      fail(name, i, values.at(i), (low < 0 ? "-1, or 0 to " : "0 to ") + std::to_string(high));
 }
-
-std::string up_to(int64_t n) { return "0 to " + std::to_string(n); }
 
 }  // namespace
 
@@ -54,12 +59,13 @@ PlanSizes TreePlan::fill(const Tensor& parents, const Tensor& page_offsets, cons
   const bool usable = built_ && room.items == room_.items && room.paths == room_.paths;
   built_ = false;
   std::swap(tree_, was_);
-  load("parents", parents, tree_.parents);
-  load("page_offsets", page_offsets, tree_.offsets);
-  load("page_ids", page_ids, tree_.ids);
-  load("lengths", lengths, tree_.lengths);
-  load("leaves", leaves, tree_.leaves);
-  check();
+  const int64_t nodes = parents.numel();
+  load("parents", parents, -1, nodes - 1, tree_.parents);
+  load("page_offsets", page_offsets, 0, page_ids.numel(), tree_.offsets);
+  load("page_ids", page_ids, 0, INT32_MAX / page_size_ - 1, tree_.ids);
+  load("lengths", lengths, 0, INT32_MAX, tree_.lengths);
+  load("leaves", leaves, -1, nodes - 1, tree_.leaves);
+  check_nodes();
   if (room.items != room_.items) written_items_ = 0;
   room_ = room;
   sizes_.grown = usable && only_grew();
@@ -84,37 +90,18 @@ PlanSizes TreePlan::fill(const Tensor& parents, const Tensor& page_offsets, cons
   return sizes_;
 }
 
-void TreePlan::check() const {
+void TreePlan::check_nodes() const {
   const Tree& t = tree_;
   const int32_t nodes = t.parents.size();
   require(t.lengths.size() == t.parents.size() && t.offsets.size() == t.parents.size() + 1);
-  const int32_t pool = INT32_MAX / page_size_;
-  // Negative once anything is out of its range; loops that the compiler vectorises.
-  int32_t wrong = t.offsets[0] | -(t.offsets[nodes] > static_cast<int32_t>(t.ids.size()));
-  for (int32_t i = 0; i < nodes; ++i) wrong |= t.parents[i] < -1 ? -1 : nodes - 1 - t.parents[i];
-  for (const int32_t leaf : t.leaves) wrong |= leaf < -1 ? -1 : nodes - 1 - leaf;
-  for (const int32_t page : t.ids) wrong |= page | -(page >= pool);
-  for (int32_t i = 0; i < nodes; ++i) {
-    const int64_t room = (int64_t{t.offsets[i + 1]} - t.offsets[i]) * page_size_;
-    wrong |= t.lengths[i] < 0 || t.lengths[i] > room ? -1 : 0;
-  }
-  if (wrong >= 0) return;
-  for (int32_t i = 0; i <= nodes; ++i) {
-    const int64_t least = i ? t.offsets[i - 1] : 0, most = t.ids.size();
-    if (t.offsets[i] < least || t.offsets[i] > most)
-      fail("page_offsets", i, t.offsets[i], "ascending, 0 to " + std::to_string(most));
-  }
-  for (int32_t i = 0; i < nodes; ++i) {
-    if (t.parents[i] < -1 || t.parents[i] >= nodes)
-      fail("parents", i, t.parents[i], "-1 for a root, or " + up_to(nodes - 1));
+  int64_t wrong = 0;  // negative once a node has too few pages
+  for (int32_t i = 0; i < nodes; ++i)
+    wrong |= int64_t{t.offsets[i + 1] - t.offsets[i]} * page_size_ - t.lengths[i];
+  for (int32_t i = 0; wrong < 0; ++i) {
     const int64_t room = int64_t{t.offsets[i + 1] - t.offsets[i]} * page_size_;
-    if (t.lengths[i] < 0 || t.lengths[i] > room) fail("lengths", i, t.lengths[i], up_to(room));
+    if (room < 0) fail("page_offsets", i + 1, t.offsets[i + 1], "ascending");
+    if (room < t.lengths[i]) fail("lengths", i, t.lengths[i], "0 to " + std::to_string(room));
   }
-  for (size_t i = 0; i < t.leaves.size(); ++i)
-    if (t.leaves[i] < -1 || t.leaves[i] >= nodes)
-      fail("leaves", i, t.leaves[i], "a node, " + up_to(nodes - 1) + ", or -1");
-  for (size_t i = 0; i < t.ids.size(); ++i)
-    if (t.ids[i] < 0 || t.ids[i] >= pool) fail("page_ids", i, t.ids[i], up_to(pool - 1));
 }
 
 void TreePlan::order_nodes() {

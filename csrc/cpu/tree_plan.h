@@ -56,7 +56,7 @@ class TreePlan {
     int32_t owner[kChunkTiles];
   };
 
-  void check() const;
+  void check_nodes() const;
   void order_nodes();
   void visit(int32_t node, int32_t place);
   void rank_paths();
