@@ -76,8 +76,8 @@ PlanSizes TreePlan::fill(const Tensor& parents, const Tensor& page_offsets, cons
     rank_paths();
     number_states();
     sizes_.items = sizes_.steps = 0;
-    same_owner_.clear();
-    last_step_.assign(tree_.parents.size(), -1);
+    ends_.clear();
+    last_end_.assign(tree_.parents.size(), -1);
     build(0);
   }
   sizes_.fits = sizes_.items <= room.items_room && sizes_.steps <= room.steps_room &&
@@ -130,6 +130,7 @@ void TreePlan::order_nodes() {
       if (place_[i] < 0) fail("parents", i, parents[i], "a forest, but it leads to a cycle");
   sizes_.granule = starts & -starts;
   granules_ = kTile / sizes_.granule;
+  granule_shift_ = __builtin_ctz(starts);
 }
 
 void TreePlan::visit(int32_t node, int32_t place) {
@@ -216,37 +217,41 @@ void TreePlan::grow() {
     for (int32_t i = 0; i < own_ranks_[node]; ++i)
       room_.paths[(first_rank_[node] + i) * 3 + 1] = end_[node];
     if (own_ranks_[node]) longest_ = std::max(longest_, end_[node]);
-    for (int32_t step = last_step_[node]; step >= 0; step = same_owner_[step]) {
+    for (int32_t at = last_end_[node]; at >= 0; at = ends_[at].before) {
+      const int64_t step = ends_[at].step;
       int32_t* entry = room_.steps + step * 4;
       const int32_t before = entry[3], tokens = std::min(kTile, end_[node] - entry[0] * kTile);
       entry[3] = tokens;
       // The last granule begins where it did, unless tokens entered another.
-      if (((tokens - 1) ^ (before - 1)) & -sizes_.granule) write_slots(step, entry[0], node);
+      if (((tokens - 1) ^ (before - 1)) & -sizes_.granule) write_slots(step, entry[0], 1, node);
     }
     if (up(end_[node], kTile) == tiles) continue;
-    last_step_[node] = -1;
+    last_end_[node] = -1;
     if (own_ranks_[node]) from = std::min(from, tiles / kChunkTiles);
   }
   if (from == INT32_MAX) return;
   number_states();
   if (from < static_cast<int32_t>(steps_before_.size()))
     sizes_.items = items_before_[from], sizes_.steps = steps_before_[from];
-  same_owner_.resize(sizes_.steps);
-  for (int32_t& step : last_step_)
-    if (step >= sizes_.steps) step = -1;
+  while (!ends_.empty() && ends_.back().step >= sizes_.steps) ends_.pop_back();
+  for (int32_t& at : last_end_)
+    if (at >= static_cast<int32_t>(ends_.size())) at = -1;
   build(from);
 }
 
 void TreePlan::build(int32_t from) {
+  steps_room_ = std::min(room_.steps_room, room_.slots_room / granules_);
   const int32_t ranks = leaf_.size(), chunks = up(longest_, kChunk);
   items_before_.resize(chunks), steps_before_.resize(chunks);
-  group_.clear(), group_steps_ = 0;
+  runs_.resize(ranks + 1);
   skip_.resize(ranks);
   for (int32_t r = 0; r < ranks; ++r) skip_[r] = r + 1;
   for (int32_t chunk = from; chunk < chunks; ++chunk) {
     const int32_t first = chunk * kChunk, last = first + kChunk;
     items_before_[chunk] = sizes_.items, steps_before_[chunk] = sizes_.steps;
-    std::fill_n(known_owner_, kChunkTiles, -1);
+    std::fill_n(known_, kChunkTiles, Known{-1, 0, 0});
+    group_ = run_ = runs_.data();
+    group_steps_ = 0;
     int32_t before = 0;
     for (int32_t r; (r = next_longer(before, first)) < ranks;) {
       if (r > before) close(chunk);
@@ -256,12 +261,15 @@ void TreePlan::build(int32_t from) {
       // All paths below a node that reaches past the chunk have the same tokens in it.
       const int32_t same =
           end_[leaf] >= last ? last_rank_[owner] : first_rank_[leaf] + own_ranks_[leaf];
-      Run run{r, same, up(end - first, kTile), {}};
-      for (int32_t i = run.tiles - 1; i >= 0; --i) {
-        run.owner[i] = owner;
-        if (start_[owner] >= first + i * kTile) owner = before_tile_[owner];
+      Run& run = *run_;
+      run.first = r, run.last = same, run.tiles = up(end - first, kTile);
+      for (int32_t i = 0; i < kChunkTiles; ++i) run.owner[i] = i < run.tiles ? owner : -1;
+      while (start_[owner] >= first + kTile) {
+        const int32_t tile = (start_[owner] - first) / kTile;
+        owner = before_tile_[owner];
+        for (int32_t i = 0; i < tile; ++i) run.owner[i] = owner;
       }
-      take(run, chunk);
+      take_run(chunk);
       before = same;
     }
     close(chunk);
@@ -280,94 +288,114 @@ int32_t TreePlan::next_longer(int32_t rank, int32_t length) {
   return rank;
 }
 
-void TreePlan::take(Run run, int32_t chunk) {
-  for (const int32_t last = run.last; run.first < last;) {
-    int32_t fresh = run.tiles;
-    if (!group_.empty()) {
-      const Run& back = group_.back();
-      for (int32_t i = 0; i < std::min(run.tiles, back.tiles); ++i)
-        fresh -= run.owner[i] == back.owner[i];
-      if (back.last - group_[0].first == most_paths_ || group_steps_ + fresh > kMostSteps) {
+// Takes run_ into the group, or into as many groups as its ranks need.
+void TreePlan::take_run(int32_t chunk) {
+  for (int32_t last = run_->last; run_->first < last; ++run_) {
+    int32_t fresh = run_->tiles;
+    if (run_ > group_) {
+      const Run& back = run_[-1];
+      int32_t same = 0;
+      while (same < run_->tiles && run_->owner[same] == back.owner[same]) ++same;
+      fresh -= same;
+      if (back.last - group_->first == most_paths_ || group_steps_ + fresh > kMostSteps) {
         close(chunk);
-        fresh = run.tiles;
+        fresh = run_->tiles;
       }
     }
-    const int32_t begin = group_.empty() ? run.first : group_[0].first;
-    run.last = std::min(last, begin + most_paths_);
-    group_.push_back(run);
     group_steps_ += fresh;
-    run.first = run.last;
+    run_->last = std::min(last, group_->first + most_paths_);
+    if (run_->last < last) run_[1] = *run_;
+    run_[1].first = run_->last;
   }
 }
 
 void TreePlan::close(int32_t chunk) {
-  if (group_.empty()) return;
+  if (group_ == run_) return;
+  const Run *const begin = group_, *const end = run_;
   const int64_t first_step = sizes_.steps;
   int32_t tiles = 0;
-  for (const Run& run : group_) tiles = std::max(tiles, run.tiles);
-  for (int32_t i = 0; i < tiles; ++i) {
-    int32_t owner = -1, first = 0, last = 0;
-    for (const Run& run : group_) {
-      const int32_t mine = i < run.tiles ? run.owner[i] : -1;
-      if (mine != owner) {
-        if (owner >= 0) add_step(chunk * kChunkTiles + i, first, last, owner);
-        owner = mine, first = run.first;
+  for (const Run* run = begin; run < end; ++run) tiles = std::max(tiles, run->tiles);
+  for (int32_t i = 0, count; i < tiles; i += count) {
+    count = 1;
+    for (const Run* run = begin; run < end;) {
+      const int32_t owner = run->owner[i], first = run->first;
+      while (++run < end && run->owner[i] == owner) {
       }
-      last = run.last;
+      // Of one run, the tiles that have its last owner go together.
+      if (end - begin == 1 && owner == begin->owner[tiles - 1]) count = tiles - i;
+      if (owner >= 0) add_steps(chunk * kChunkTiles + i, count, first, run[-1].last, owner);
     }
-    if (owner >= 0) add_step(chunk * kChunkTiles + i, first, last, owner);
   }
+  require(sizes_.steps <= INT32_MAX / kTile);
   if (sizes_.items < room_.items_room) {
-    const int32_t first = group_[0].first;
-    const int32_t item[] = {first, group_.back().last - first, static_cast<int32_t>(first_step),
-                            static_cast<int32_t>(sizes_.steps - first_step), chunk};
-    std::copy_n(item, 5, room_.items + sizes_.items * 5);
+    int32_t* item = room_.items + sizes_.items * 5;
+    item[0] = begin->first, item[1] = end[-1].last - begin->first;
+    item[2] = static_cast<int32_t>(first_step);
+    item[3] = static_cast<int32_t>(sizes_.steps - first_step), item[4] = chunk;
   }
   ++sizes_.items;
-  group_.clear();
+  group_ = run_;
   group_steps_ = 0;
 }
 
-void TreePlan::add_step(int32_t tile, int32_t first, int32_t last, int32_t owner) {
-  const int64_t step = sizes_.steps++, granules = granules_;
-  require(step < INT32_MAX / kTile);
-  const bool is_last = end_[owner] <= (tile + 1) * kTile;
-  same_owner_.push_back(is_last ? last_step_[owner] : -1);
-  if (is_last) last_step_[owner] = static_cast<int32_t>(step);
-  if (step >= room_.steps_room || (step + 1) * granules > room_.slots_room) return;
-  int32_t* entry = room_.steps + step * 4;
-  entry[0] = tile, entry[1] = first, entry[2] = last;
-  entry[3] = std::min(kTile, end_[owner] - tile * kTile);
-  const int32_t i = tile % kChunkTiles;
-  if (known_owner_[i] == owner) {
-    const int32_t* from = room_.slots + known_step_[i] * granules;
-    int32_t* to = room_.slots + step * granules;
-    if (granules >= 4)  // by as many as one instruction moves
-      for (int64_t j = 0; j < granules; j += 4) std::memcpy(to + j, from + j, 16);
-    else
-      for (int64_t j = 0; j < granules; ++j) to[j] = from[j];
-  } else {
-    known_owner_[i] = owner, known_step_[i] = step;
-    write_slots(step, tile, owner);
+// Steps of neighbouring tiles with one owner.
+void TreePlan::add_steps(int32_t tile, int32_t count, int32_t first, int32_t last, int32_t owner) {
+  const int64_t step = sizes_.steps;
+  sizes_.steps += count;
+  const int32_t tokens = end_[owner] - (tile + count - 1) * kTile;  // from the last tile on
+  if (tokens <= kTile) {
+    ends_.push_back({static_cast<int32_t>(sizes_.steps - 1), last_end_[owner]});
+    last_end_[owner] = static_cast<int32_t>(ends_.size()) - 1;
   }
+  if (sizes_.steps > steps_room_) return;
+  const int32_t entry[] = {tile, first, last, kTile};
+  int32_t* to = room_.steps + step * 4;
+  for (int32_t i = 0; i < count; ++i, to += 4) std::memcpy(to, entry, sizeof entry), to[0] += i;
+  to[-1] = std::min(kTile, tokens);
+  Known& known = known_[tile & (kChunkTiles - 1)];
+  if (known.owner != owner || known.count < count) {
+    known = {owner, count, step};
+    write_slots(step, tile, count, owner);
+    return;
+  }
+  const int32_t *from = room_.slots + known.step * granules_, slots = count * granules_;
+  to = room_.slots + step * granules_;
+  if (granules_ >= 4)  // by as many as one instruction moves: a call of memcpy takes longer
+    for (int32_t i = 0; i < slots; i += 4) std::memcpy(to + i, from + i, 16);
+  else
+    for (int32_t i = 0; i < slots; ++i) to[i] = from[i];
 }
 
-void TreePlan::write_slots(int64_t step, int32_t tile, int32_t node) {
-  const int32_t granule = sizes_.granule, shift = page_shift_, size = page_size_;
-  const int32_t first = tile * kTile, end = end_[node];
+void TreePlan::write_slots(int64_t step, int32_t tile, int32_t count, int32_t node) {
+  const int32_t granule = sizes_.granule, size = page_size_, shift = granule_shift_;
+  const int32_t first = tile * kTile, all = count * granules_;
   int32_t* to = room_.slots + step * granules_;
-  int32_t i = granules_ - 1;
-  for (; first + i * granule >= end; --i) to[i] = 0;
-  for (; i >= 0; node = above_[node]) {
-    const int32_t* pages = tree_.ids.data() + tree_.offsets[node];
-    int32_t index = first + i * granule - start_[node];
-    if (shift >= 0) {
-      for (; i >= 0 && index >= 0; --i, index -= granule)
-        to[i] = (pages[index >> shift] << shift) + (index & (size - 1));
-    } else {
-      for (; i >= 0 && index >= 0; --i, index -= granule)
-        to[i] = pages[index / size] * size + index % size;
+  int32_t end = std::min(all, (end_[node] - first + granule - 1) >> shift);
+  if (end < all) std::fill(to + end, to + all, 0);
+  for (; end > 0; node = above_[node]) {
+    // The node's are those from `begin` to `end`.
+    const int32_t begin = std::max(0, start_[node] - first) >> shift;
+    const int32_t index = std::max(0, first - start_[node]);
+    const int32_t pages = page_shift_ >= 0 ? index >> page_shift_ : index / size;
+    const int32_t* page = tree_.ids.data() + tree_.offsets[node] + pages;
+    int32_t i = begin, offset = index - pages * size;
+    if (granule == size) {
+      for (; i < end; ++i) to[i] = *page++ << shift;
+    } else if (size >> shift < 8) {
+      for (; i < end; ++i) {
+        to[i] = *page * size + offset;
+        offset += granule;
+        if (offset == size) offset = 0, ++page;
+      }
+    } else {  // enough of each page for the compiler to vectorise
+      for (; i < end; ++page, offset = 0) {
+        const int32_t slot = *page * size + offset;
+        const int32_t many = std::min(end - i, (size - offset) >> shift);
+        for (int32_t j = 0; j < many; ++j) to[i + j] = slot + (j << shift);
+        i += many;
+      }
     }
+    end = begin;
   }
 }
 

@@ -53,7 +53,16 @@ class TreePlan {
   // holds its last token, and says which tokens it has.
   struct Run {
     int32_t first, last, tiles;
-    int32_t owner[kChunkTiles];
+    int32_t owner[kChunkTiles];  // -1 where there is no tile
+  };
+  // So many steps of neighbouring tiles that have one owner, and the first of them.
+  struct Known {
+    int32_t owner, count;
+    int64_t step;
+  };
+  // A step of a node's last tile, and where in the list of these the node's one before is.
+  struct End {
+    int32_t step, before;
   };
 
   void check_nodes() const;
@@ -64,32 +73,34 @@ class TreePlan {
   bool only_grew();
   void grow();
   void build(int32_t chunk);
-  void take(Run run, int32_t chunk);
-  void close(int32_t chunk);
-  void add_step(int32_t tile, int32_t first, int32_t last, int32_t owner);
-  void write_slots(int64_t step, int32_t tile, int32_t owner);
+  void take_run(int32_t chunk);
+  [[gnu::flatten]] void close(int32_t chunk);  // calls of every step, inlined
+  void add_steps(int32_t tile, int32_t count, int32_t first, int32_t last, int32_t owner);
+  void write_slots(int64_t step, int32_t tile, int32_t count, int32_t owner);
   int32_t length_of(int32_t rank) const { return leaf_[rank] < 0 ? 0 : end_[leaf_[rank]]; }
   int32_t next_longer(int32_t rank, int32_t length);
 
   const int32_t page_size_, most_paths_, most_granule_;
   int32_t page_shift_ = -1;  // of a page size that is a power of two
   int32_t granules_ = 0;     // of a tile
+  int32_t granule_shift_ = 0;
   Tree tree_, was_;
   // Of nodes: below and beside; order; positions; the nearest above that has tokens, and the node
   // that holds the last token before the tile, and before the chunk, in which this one begins.
   Ints child_, next_, place_, start_, end_, above_, before_tile_, before_chunk_;
   Ints first_rank_, last_rank_, own_ranks_;  // the ranks below, of which the first end in the node
-  Ints last_step_, same_owner_;  // a node's last tile: a step of it, and of a step the one before
-  Ints leaf_, skip_;             // of ranks
-  Ints items_before_, steps_before_;  // of chunks
+  Ints last_end_;                            // in ends_
+  Ints leaf_, skip_;                         // of ranks
+  Ints items_before_, steps_before_;         // of chunks
   Ints grown_;
-  std::vector<Run> group_;  // of the item that is being made
+  std::vector<End> ends_;                  // steps ascend
+  std::vector<Run> runs_;                  // of the chunk
+  Run *group_ = nullptr, *run_ = nullptr;  // the first of the item that is being made, the next run
   int32_t group_steps_ = 0;
-  int32_t known_owner_[kChunkTiles];  // of the chunk's tiles, whose slots a step has already
-  int64_t known_step_[kChunkTiles];
+  Known known_[kChunkTiles];  // by the first tile: steps whose slots others copy
   PlanRoom room_{};
   PlanSizes sizes_{};
-  int64_t written_items_ = 0;
+  int64_t written_items_ = 0, steps_room_ = 0;
   int32_t longest_ = 0;
   bool built_ = false;
 };

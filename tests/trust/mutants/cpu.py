@@ -651,8 +651,8 @@ MUTANTS = [
     Mutant(
         "csrc/cpu/tree_plan.cpp",
         "a step has all tokens of its tile, also past the node's end",
-        "entry[3] = std::min(kTile, end_[owner] - tile * kTile);",
-        "entry[3] = kTile;",
+        "to[-1] = std::min(kTile, tokens);",
+        "to[-1] = kTile;",
         "tests/test_tree_plan.py",
     ),
 ]
