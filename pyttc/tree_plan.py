@@ -104,9 +104,9 @@ class TreePlan:
             tokens = TILE // granule
             all_items, all_steps, all_slots, all_paths = self._memory
             self._lists = [
-                all_items[: items * 5].view(items, 5),
-                all_steps[: steps * 4].view(steps, 4),
-                all_slots[: steps * tokens].view(steps, tokens),
+                all_items.as_strided((items, 5), (5, 1)),
+                all_steps.as_strided((steps, 4), (4, 1)),
+                all_slots.as_strided((steps, tokens), (tokens, 1)),
                 all_paths.view(paths, 3),
                 torch.empty(states, 0, device=self.device),
             ]
