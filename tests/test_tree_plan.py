@@ -211,6 +211,7 @@ TREES = {
     "one prefix": ([1, 1024], [4096, 100]),
     "depth 4": ([1, 4, 16, 1024], [1024, 256, 128, 40]),
     "nothing shared": ([1024], [256]),
+    "nothing shared, long": ([256], [4096]),
 }
 
 
@@ -222,7 +223,7 @@ def microseconds(plan: TreePlan, tree: tuple[torch.Tensor, ...]) -> float:
 
 
 def times(name: str) -> tuple[float, float]:
-    """Of a plan for 1,024 paths of 64 query rows an item: built, and after each path grew by a token."""
+    """Of a plan with 64 query rows an item: built, and after each path grew by a token."""
     growing = paths_below(*TREES[name])
     trees = [growing.tensors()]
     for _ in range(3):
@@ -244,8 +245,8 @@ def times(name: str) -> tuple[float, float]:
 
 
 @pytest.mark.parametrize("name", TREES)
-def test_a_plan_for_1024_paths_takes_microseconds(name):
-    """Measured on one core of a Zen 4 that others use too: 98, 79 and 92 us, after growth 17, 15 and 21."""
+def test_a_plan_takes_microseconds(name):
+    """Measured on one core of a busy Zen 4: 65, 60, 71 and 90 us, after growth 17, 16, 21 and 27."""
     built, grown = times(name)
     assert built < 500 and grown < built / 2, (built, grown)
 
