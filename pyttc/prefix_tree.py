@@ -178,6 +178,11 @@ class PrefixTree:
             self._host,
         )
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copies and pickles leave the plans behind, which live on a device."""
+        tensors = self.parents, self.page_offsets, self.page_ids, self.lengths, self.leaves
+        return PrefixTree.from_tensors, (*tensors, self.page_size, self._host)
+
     def __repr__(self) -> str:
         return (
             f"PrefixTree({self.parents.shape[0]} nodes, {self.leaves.shape[0]} paths, "

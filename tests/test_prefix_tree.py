@@ -1,5 +1,8 @@
 """PrefixTree: what it is made from, and what it refuses."""
 
+import copy
+import pickle
+
 import numpy
 import pytest
 import torch
@@ -42,3 +45,14 @@ def test_tree_accepts_lists_tensors_and_arrays():
 def test_tree_refuses(arguments, name):
     with pytest.raises((ValueError, TypeError), match=name):
         pyttc.PrefixTree(*arguments)
+
+
+@pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy])
+def test_a_tree_is_copied_without_its_plans(duplicate):
+    tree = pyttc.PrefixTree([-1, 0], [[3, 1], [2]], [5, 2], [1, 0, 1], 4)
+    tree.plan(torch.zeros(3, 2, 16), torch.zeros(4, 4, 2, 16))
+    other = duplicate(tree)
+    for name in ("parents", "page_offsets", "page_ids", "lengths", "leaves"):
+        assert torch.equal(getattr(tree, name), getattr(other, name))
+    assert other.page_size == 4 and tree._plans and not other._plans
+    assert pickle.dumps(tree)

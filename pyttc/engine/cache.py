@@ -20,6 +20,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from .ownership import NotCopied
+
 Ints = npt.NDArray[np.int64]
 ROOT = 0
 FREE = -1  # the references of a node that is none
@@ -53,8 +55,10 @@ def pages_for(tokens: Any, page_size: int) -> Any:
     return (tokens + page_size - 1) // page_size
 
 
-class PathCache:
+class PathCache(NotCopied):
     """The tree of nodes over `pages` pages of `page_size` tokens."""
+
+    instead = "it belongs to its engine. Make another with Engine.from_pretrained()"
 
     def __init__(self, pages: int, page_size: int) -> None:
         self.pages, self.page_size = pages, page_size

@@ -17,6 +17,7 @@ from .cache import Ints, OutOfPages, PathCache, pages_for, ragged
 from .cost import Cost, Prices, Rates
 from .decode import held_interrupts
 from .model import RowModel, load
+from .ownership import NotCopied
 from .paths import Paths
 from .pool import KVPool
 from .support import check_answers
@@ -27,7 +28,7 @@ LONGEST_TOKEN = 256  # characters; texts are bounded before they are split into 
 Prompt = str | Sequence[int] | torch.Tensor | npt.NDArray[np.integer[Any]]
 
 
-class Engine:
+class Engine(NotCopied):
     """Serves a transformers causal language model to any number of paths over one paged cache.
 
     Attributes:
@@ -35,6 +36,8 @@ class Engine:
         eos: token ids that end a path, from the checkpoint's generation config.
         model: the `RowModel`; model.model is the transformers model.
     """
+
+    instead = "its paths hold pages of its cache. Make another with Engine.from_pretrained()"
 
     def __init__(
         self,

@@ -17,6 +17,7 @@ from .cost import Cost
 from .decode import Source, decode, held_interrupts
 from .history import Segment
 from .identity import child_ids, prompt_word, sample_keys
+from .ownership import NotCopied
 from .replay import refill
 from .stops import Until
 
@@ -29,12 +30,13 @@ ARRAYS = ("prompt", "lengths", "path_ids", "parents", "depth", "seeds", "ends", 
 DONE = np.isin(np.arange(len(ENDS)), (1, 4, 5))  # those after which a path cannot go on
 
 
-class Paths:
+class Paths(NotCopied):
     """N paths that can be forked, decoded, lengthened, chosen among and scored.
 
     `fork` makes new paths and leaves these as they are. `decode`, `append` and `select` change
     these paths in place and return them. Pages are free as soon as no path holds them: drop paths
-    with `select`, with `free`, or by forgetting the object.
+    with `select`, with `free`, or by forgetting the object. Copying or pickling them is an error: they
+    hold pages of their engine's cache.
 
     Attributes:
         path_ids, parents, prompt: numpy arrays [N]. The path's id (see `identity`); the row it had
@@ -42,6 +44,11 @@ class Paths:
         prompts: the token ids of each prompt.
         cost: what was spent on these prompts, by these paths and all that came of the same prefill.
     """
+
+    instead = (
+        "they hold pages of their engine's cache. fork() or select() gives more of them; .tokens, "
+        ".logprobs and .text() can be copied"
+    )
 
     def __init__(
         self,

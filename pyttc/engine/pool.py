@@ -10,14 +10,17 @@ import torch
 from ..ops import copy_pages
 from .arguments import whole_number
 from .cache import Ints
+from .ownership import NotCopied
 
 MOST_COPIED = 1024  # pages a call: beyond that a GPU moves less than 32 bytes of each at a time
 UNITS = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 
 
-class KVPool:
+class KVPool(NotCopied):
     """Keys and values, each [layers, pages, page_size, Hkv, D]. What no path holds is never
     read."""
+
+    instead = "it belongs to its engine. Make another with Engine.from_pretrained()"
 
     def __init__(
         self,
