@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ from .cache import Ints, OutOfPages, PathCache, pages_for, ragged
 from .cost import Cost, Prices, Rates
 from .decode import held_interrupts
 from .model import RowModel, load
-from .ownership import NotCopied
+from .ownership import NotCopied, synchronized
 from .paths import Paths
 from .pool import KVPool
 from .support import check_answers
@@ -31,10 +32,18 @@ Prompt = str | Sequence[int] | torch.Tensor | npt.NDArray[np.integer[Any]]
 class Engine(NotCopied):
     """Serves a transformers causal language model to any number of paths over one paged cache.
 
+    Threads may share an engine: its verbs and those of its paths run one at a time, each as a whole,
+    with the scorer or `stop_if` it calls; these must not wait for another thread's verb. What paths
+    wrote is read at any time, but not while another thread changes the same Paths.
+
+    A process made by fork() cannot use its parent's engine: it hangs, as torch does, for want of
+    OpenMP's threads. Start processes with "spawn", and make an engine in each.
+
     Attributes:
         tokenizer: of the checkpoint, or None; only text needs one.
         eos: token ids that end a path, from the checkpoint's generation config.
         model: the `RowModel`; model.model is the transformers model.
+        lock: re-entrant, held by every verb; hold it to make several calls one.
     """
 
     instead = "its paths hold pages of its cache. Make another with Engine.from_pretrained()"
@@ -49,6 +58,7 @@ class Engine(NotCopied):
         max_paths: int = 2**20,
     ) -> None:
         self.model, self.tokenizer = model, tokenizer
+        self.lock = threading.RLock()
         self.max_paths = whole_number("max_paths", max_paths, 1)
         self.device = model.device
         self.pool = KVPool(
@@ -119,6 +129,7 @@ class Engine(NotCopied):
     # --- memory
 
     @property
+    @synchronized
     def free_pages(self) -> int:
         self.collect()
         return self.cache.free_pages
@@ -128,6 +139,7 @@ class Engine(NotCopied):
         """Bytes of keys and values that paths hold now."""
         return (self.pool.pages - self.free_pages) * self.pool.page_bytes
 
+    @synchronized
     def required_pages(self, prompts: Any, paths: int = 1, new_tokens: int = 0) -> int:
         """Pages a run needs at most: each prompt prefilled, forked into `paths`, `new_tokens`
         decoded each.
@@ -152,6 +164,7 @@ class Engine(NotCopied):
             sum(pages_for(n, ps) + paths * pages_for(n % ps + new_tokens, ps) for n in lengths)
         )
 
+    @synchronized
     def collect(self) -> None:
         """Gives back the pages of paths nobody refers to any more."""
         while self._dropped:
@@ -210,6 +223,7 @@ class Engine(NotCopied):
 
     # --- running
 
+    @synchronized
     def prefill(self, prompts: Any, *, seed: int = 0, salt: str | bytes | None = "") -> Paths:
         """Runs prompts through the model: Paths, one a prompt.
 
@@ -272,6 +286,7 @@ class Engine(NotCopied):
         cost.took(time.perf_counter() - start)
         return paths
 
+    @synchronized
     def run(
         self,
         leaves: Ints,

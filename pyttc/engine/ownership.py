@@ -1,8 +1,34 @@
-"""Who may touch the pages of an engine: one object for each path."""
+"""Who may touch the pages of an engine: one thread at a time, and one object for each path."""
 
 from __future__ import annotations
 
-from typing import ClassVar, NoReturn, SupportsIndex
+import functools
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import ClassVar, Concatenate, NoReturn, ParamSpec, Protocol, SupportsIndex, TypeVar
+
+
+class Locked(Protocol):
+    @property
+    def lock(self) -> AbstractContextManager[bool]: ...
+
+
+Self = TypeVar("Self", bound=Locked)
+Given = ParamSpec("Given")
+Result = TypeVar("Result")
+
+
+def synchronized(
+    method: Callable[Concatenate[Self, Given], Result],
+) -> Callable[Concatenate[Self, Given], Result]:
+    """A method that holds its object's `lock`, which is given back however the method ends."""
+
+    @functools.wraps(method)
+    def alone(self: Self, /, *args: Given.args, **kwargs: Given.kwargs) -> Result:
+        with self.lock:
+            return method(self, *args, **kwargs)
+
+    return alone
 
 
 class NotCopied:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ from .cost import Cost
 from .decode import Source, decode, held_interrupts
 from .history import Segment
 from .identity import child_ids, prompt_word, sample_keys
-from .ownership import NotCopied
+from .ownership import NotCopied, synchronized
 from .replay import refill
 from .stops import Until
 
@@ -80,8 +81,14 @@ class Paths(NotCopied):
         )
 
     def __del__(self) -> None:
+        # at any moment, in any thread, maybe amid a verb: what it leaves is released by a later verb
         with contextlib.suppress(AttributeError):
             self.engine._dropped.append(self.leaves)
+
+    @property
+    def lock(self) -> threading.RLock:
+        """The engine's: the verbs of all its paths run one at a time."""
+        return self.engine.lock
 
     # --- reading
 
@@ -151,6 +158,7 @@ class Paths(NotCopied):
 
     # --- the verbs
 
+    @synchronized
     def fork(self, n: int | Sequence[int], *, seed: int | None = None, start: int = 0) -> Paths:
         """`n` new paths from each of these (or n[i] from path i), those of one path side by side.
 
@@ -187,6 +195,7 @@ class Paths(NotCopied):
         self.cost.forked(self.lengths, times - (times > 0))
         return forks
 
+    @synchronized
     def decode(
         self,
         until: Until = None,
@@ -234,6 +243,7 @@ class Paths(NotCopied):
         decode(self, until, max_new_tokens, sampling, *options)
         return self
 
+    @synchronized
     def append(self, text: Any, *, keep_eos: bool = True) -> Paths:
         """Lengthens the paths by forced tokens: one text or list of ids for all, or a list of them,
         one each.
@@ -278,6 +288,7 @@ class Paths(NotCopied):
         self.segment.count[self.rows[which]] -= 1
         self.lengths[which] -= 1
 
+    @synchronized
     def select(self, indices: Any) -> Paths:
         """Keeps the paths at `indices` (or where a bool mask is True), in that order; the others
         are freed.
@@ -318,6 +329,7 @@ class Paths(NotCopied):
         self.engine.cache.release(dropped)
         return self
 
+    @synchronized
     def score(self, scorer: Callable[[Paths], Any]) -> torch.Tensor:
         """float32 [N] on the CPU: what `scorer` says of these paths, for instance a `LinearHead`.
 
@@ -337,16 +349,19 @@ class Paths(NotCopied):
             )
         return scores
 
+    @synchronized
     def hidden(self) -> torch.Tensor:
         """[N, H]: the model's last hidden state at each path's last token."""
         with held_interrupts(), self.cost.timed():
             self.forward(np.arange(len(self)))
         return self._hidden[torch.from_numpy(self._hidden_row).to(self._hidden.device)]
 
+    @synchronized
     def free(self) -> None:
         """Gives everything back; no paths are left."""
         self.select([])
 
+    @synchronized
     def spend_flops(self, flops: float) -> None:
         """Adds a scorer's work to the cost."""
         if not isinstance(flops, (int, float)) or not 0 <= flops < float("inf"):
@@ -384,6 +399,7 @@ class Paths(NotCopied):
         """(keys, 32-bit path ids) of the draws of the paths at `which`."""
         return sample_keys(self.seeds[which], self.words[self.prompt[which]], self.path_ids[which])
 
+    @synchronized
     def forward(self, which: Ints, skip: bool = False) -> None:
         """Runs the tokens of the paths at `which` that have not been through the model yet.
 
@@ -427,6 +443,7 @@ class Paths(NotCopied):
         self.cost.passed(first, counts, cache.tokens_under(written.leaves))
         self.cost.held(engine.kv_bytes, self.lengths)
 
+    @synchronized
     def logits(self, which: Ints) -> torch.Tensor:
         """[which, V]: of the next token of the paths at `which`; forks that wrote nothing share a
         row."""

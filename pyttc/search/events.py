@@ -212,7 +212,8 @@ def scored(paths: Paths, scorer: Scorer) -> Record:
     wrong = next((row for row, score in enumerate(scores) if math.isnan(score)), None)
     if wrong is not None:
         raise ValueError(f"scorer: gave NaN for path {wrong} of {len(paths)}, expected a number")
-    through = bool((paths.engine.cache.lengths(paths.leaves) == paths.lengths).all())
+    with paths.lock:
+        through = bool((paths.engine.cache.lengths(paths.leaves) == paths.lengths).all())
     return {"scores": [plain(one) for one in scores], "through": through, **bill(paths.cost)}
 
 

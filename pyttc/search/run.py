@@ -255,7 +255,8 @@ class Run:
     def _owed(self, paths: Paths) -> float:
         """FLOPs of taking the tokens that have not been through the model there: a score or the next
         token will cost them."""
-        before = self.engine.cache.lengths(paths.leaves)
+        with self.engine.lock:
+            before = self.engine.cache.lengths(paths.leaves)
         return self.engine.prices.pass_flops(before, paths.lengths - before)
 
     def _fits(self, paths: Paths) -> Callable[[int, int], bool]:
