@@ -227,6 +227,10 @@ class Engine(NotCopied):
     def prefill(self, prompts: Any, *, seed: int = 0, salt: str | bytes | None = "") -> Paths:
         """Runs prompts through the model: Paths, one a prompt.
 
+        Equal prompts become equal paths, which draw the same tokens. For n different continuations of
+        each prompt write `prefill(prompts).fork(n)`, which also computes a prompt once, and not
+        `prefill(prompts * n)`.
+
         Args:
             prompts: a text, a list of token ids, or a list of either. A text gets the special
                 tokens its tokenizer puts around one, and no chat template.

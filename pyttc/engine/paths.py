@@ -165,6 +165,10 @@ class Paths(NotCopied):
         Nothing is computed or copied: the forks share every token with the path they came from, and
         the first of their writes to a page that is partly full copies that page.
 
+        Draws depend on a path's seed, prompt, id and length alone. So the forks of equal prompts are
+        the same n paths twice, and so are those of two calls: write `fork(2 * n)` for other ones, or
+        give the second call a `start` of n or another seed.
+
         Args:
             seed: of the new paths' draws; None: the seed of the path each came from.
             start: the number of the first fork. The k-th fork of a path is the same path, with the
