@@ -264,7 +264,7 @@ def test_cost_has_two_columns(no_eos: Engine) -> None:
     assert ran.flops == pytest.approx(flops + 101 * prices.head)
     read = 100 + sum(100 + 10 * (i + 1) + 4 * 9 for i in range(10))  # the partial page is copied
     assert ran.kv_bytes_read == read * prices.kv_bytes
-    assert alone.kv_bytes_held == 10 * 110 * prices.kv_bytes
+    assert alone.kv_bytes_held == 10 * 7 * no_eos.pool.page_bytes
     assert ran.kv_bytes_held == (7 + 10) * no_eos.pool.page_bytes
     assert paths.cost is root.cost and paths.cost.seconds == ran.seconds > 0
     assert all(field in str(paths.cost) for field in ("unshared", *vars(ran)))
@@ -274,6 +274,12 @@ def test_cost_has_two_columns(no_eos: Engine) -> None:
     more += (alone.kv_bytes_read - ran.kv_bytes_read) / rates.bytes
     assert alone.seconds == pytest.approx(ran.seconds + more) and more > 0
     assert ran.seconds * rates.flops >= ran.flops  # nothing ran faster
+
+
+def test_sharing_holds_no_more_than_not_sharing(no_eos: Engine) -> None:
+    paths = no_eos.prefill("the").fork(64, seed=0).decode(max_new_tokens=4)  # a part of a page each
+    ran, alone = paths.cost.ran, paths.cost.unshared
+    assert ran.kv_bytes_held == alone.kv_bytes_held == 64 * no_eos.pool.page_bytes
 
 
 def test_scorers_are_on_the_bill(no_eos: Engine) -> None:

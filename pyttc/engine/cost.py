@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 
-from .cache import Ints
+from .cache import Ints, pages_for
 
 
 @dataclass
@@ -19,7 +19,7 @@ class Work:
         decoded: tokens sampled.
         flops: of the matrix products and of attention, scorers included; 2 for a multiply-add.
         seconds: wall time inside the engine, scorers included; see `Cost` for the unshared column.
-        kv_bytes_held: the most bytes of keys and values the engine held at one time.
+        kv_bytes_held: the most bytes of keys and values the engine held at one time, in whole pages.
         kv_bytes_read: bytes of keys and values read by attention, a node once a step.
     """
 
@@ -40,6 +40,7 @@ class Prices:
         attention: FLOPs of attention for one token and one token attended to, all layers.
         kv_bytes: bytes of keys and values of a token, all layers.
         weight_bytes: bytes of the weights, which every pass reads.
+        page_size: tokens a page of keys and values.
     """
 
     body: float
@@ -47,6 +48,7 @@ class Prices:
     attention: float
     kv_bytes: int
     weight_bytes: int
+    page_size: int
 
     def pass_flops(self, before: Ints, counts: Ints) -> float:
         """Of a pass over counts[i] tokens, each of which attends to all before it and itself."""
@@ -126,8 +128,9 @@ class Cost:
         self._estimate()
 
     def held(self, held: int, lengths: Ints) -> None:
-        """Bytes held now, and paths of these lengths that hold them."""
-        unshared = int(lengths.sum()) * self.prices.kv_bytes
+        """Bytes held now, and paths of these lengths that hold them; alone, each had pages of its own."""
+        page_size = self.prices.page_size
+        unshared = int(pages_for(lengths, page_size).sum()) * page_size * self.prices.kv_bytes
         self.ran.kv_bytes_held = max(self.ran.kv_bytes_held, held)
         self.unshared.kv_bytes_held = max(self.unshared.kv_bytes_held, unshared)
 

@@ -84,6 +84,7 @@ class Engine(NotCopied):
             attention=4.0 * model.layers * model.heads * model.head_dim,
             kv_bytes=self.pool.token_bytes,
             weight_bytes=(model.parameters + model.head_parameters) * model.dtype.itemsize,
+            page_size=page_size,
         )
         self.rates = Rates()
 
