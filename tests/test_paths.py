@@ -384,6 +384,9 @@ def test_a_failed_pass_changes_nothing(no_eos: Engine, monkeypatch: pytest.Monke
     [
         ({"until": ""}, "until"),
         ({"until": 1.5}, "until"),
+        ({"until": b"x"}, "until"),
+        ({"until": bytearray(b"x")}, "until"),
+        ({"until": [b"x"]}, "until"),
         ({"until": [None]}, "until"),
         ({"max_new_tokens": -1}, "max_new_tokens"),
         ({"max_new_tokens": 1.5}, "max_new_tokens"),

@@ -45,7 +45,7 @@ class Stops:
     def __init__(self, until: Until, tokenizer: Any, vocab: int) -> None:
         if isinstance(until, (int, np.integer, str)):
             until = (until,)  # type: ignore[assignment]
-        if not isinstance(until, Iterable | None):
+        if isinstance(until, (bytes, bytearray)) or not isinstance(until, Iterable | None):
             raise TypeError(f"until: got {until!r}, expected texts or token ids")
         items: list[Any] = [] if until is None else list(until)
         self.strings = [item for item in items if isinstance(item, str)]
