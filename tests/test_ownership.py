@@ -140,6 +140,7 @@ def test_verbs_wait_for_the_verb_of_another_thread(engine: Engine) -> None:
         lambda: engine.kv_bytes,
         lambda: engine.collect(),
         lambda: a.fork(2),
+        lambda: Paths.cat([b, b]),
         lambda: a.decode(max_new_tokens=2),
         lambda: a.append("then"),
         lambda: a.select([1, 1, 0]),

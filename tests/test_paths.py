@@ -15,10 +15,11 @@ import pytest
 import torch
 
 import pyttc.engine as engine_package
-from pyttc.engine import Engine, LinearHead, pool
+from pyttc.engine import Engine, LinearHead, Paths, pool
 from pyttc.ops import copy_pages
 from tests import tiny_models
 from tests.common import fastest
+from tests.pages import check_engine
 
 
 @pytest.fixture(scope="module")
@@ -187,6 +188,50 @@ def test_select_frees_reorders_and_repeats(no_eos: Engine) -> None:
     del whole
     paths.select(np.array([False] * 5))
     assert len(paths) == 0 and no_eos.free_pages == start
+
+
+def test_paths_of_several_objects_decode_as_one(no_eos: Engine) -> None:
+    def frontier() -> list[Paths]:
+        """Paths of many kinds: untouched, decoded, lengthened, forked, scored and none at all."""
+        root = no_eos.prefill(["the steps; then", [3] * 40], seed=2)
+        wide = root.fork([3, 2], seed=1).decode(max_new_tokens=[3, 20, 7, 1, 9])
+        deep = wide.fork([2, 0, 0, 0, 1])
+        deep.append(["then", "", "the last"]).decode(max_new_tokens=5, confidence=2)
+        deep.hidden()
+        return [root.fork(2, start=8), wide, deep, deep.fork(2), wide.fork(0)]
+
+    parts, same = frontier(), frontier()
+    one = Paths.cat(parts)
+    for name in ("parents", "path_ids", "prompt", "lengths", "depth", "seeds", "ends"):
+        assert getattr(one, name).tolist() == [x for p in parts for x in getattr(p, name).tolist()]
+    assert one.text(prompt=True) == [text for part in parts for text in part.text(prompt=True)]
+    at = np.cumsum([0, *map(len, parts)])
+
+    def equal(each: list[Paths]) -> None:
+        for part, begin, end in zip(each, at[:-1], at[1:], strict=True):
+            width = part.tokens.shape[1]
+            for name in ("tokens", "logprobs", "entropy", "confidence"):
+                whole = getattr(one, name)[begin:end]
+                assert torch.equal(
+                    whole[:, :width].nan_to_num(9), getattr(part, name).nan_to_num(9)
+                )
+            assert torch.equal(one.hidden()[begin:end], part.hidden())
+
+    equal(parts)
+    one.decode(max_new_tokens=12, confidence=2)
+    for part in (*parts, *same):  # the originals go on, too
+        part.decode(max_new_tokens=12, confidence=2)
+    equal(parts)
+    equal(same)
+    check_engine(no_eos, one, *parts, *same)
+    free = no_eos.free_pages
+    parts.clear()
+    assert no_eos.free_pages > free and len(one.select([0, 3])) == 2
+    one.fork(2).decode(max_new_tokens=2)
+    wide = no_eos.prefill("the").fork(100).decode(max_new_tokens=1)
+    wide.hidden()
+    nodes = [wide.fork(row) for row in np.eye(100, dtype=int)]
+    assert Paths.cat(nodes)._hidden.shape[0] == 100  # no node brings those of the others along
 
 
 def test_append_equals_a_prompt_with_the_same_tokens(no_eos: Engine) -> None:
@@ -440,6 +485,10 @@ WRONG: list[tuple[str, Any]] = [
     ("indices", lambda e, p: p.select([0.5])),
     ("indices", lambda e, p: p.select(None)),
     ("indices", lambda e, p: p.select([True, False])),
+    ("paths", lambda e, p: Paths.cat([])),
+    ("paths", lambda e, p: Paths.cat(p)),
+    ("paths", lambda e, p: Paths.cat([p, None])),
+    ("paths", lambda e, p: Paths.cat([p, e.prefill("the")])),
     ("scorer", lambda e, p: p.score(3)),
     ("scorer", lambda e, p: p.score(lambda paths: [1.0])),
     ("scorer", lambda e, p: p.score(lambda paths: "good")),

@@ -45,8 +45,8 @@ TABLE = {
     "pyttc.Paths": (HERE, "test_paths_are_what_each_is_alone"),
     **{
         f"pyttc.Paths.{verb}": (HERE, "test_any_sequence_of_calls_keeps_the_pages")
-        for verb in ("append", "begin_writing", "decode", "fork", "forward", "free", "hidden", "logits")
-        + ("sample_identity", "score", "select", "spend_flops", "text")
+        for verb in ("append", "begin_writing", "cat", "decode", "fork", "forward", "free", "hidden")
+        + ("logits", "sample_identity", "score", "select", "spend_flops", "text")
     },
     "pyttc.PrefixTree": (HERE, "test_trees_are_refused_or_hold_what_was_given"),
     **{
@@ -132,9 +132,10 @@ def test_paths_are_what_each_is_alone(engine: Engine, data: st.DataObject) -> No
 @given(data=st.data())
 def test_any_sequence_of_calls_keeps_the_pages(engine: Engine, data: st.DataObject) -> None:
     alive = [engine.prefill(data.draw(tokens), salt=data.draw(salts))]
+    verbs = ["fork", "decode", "append", "select", "score", "free", "cat"]
     for _ in range(data.draw(st.integers(1, 6))):
         paths = alive[data.draw(st.integers(0, len(alive) - 1))]
-        verb = data.draw(st.sampled_from(["fork", "decode", "append", "select", "score", "free"]))
+        verb = data.draw(st.sampled_from(verbs))
         rows = st.integers(0, max(len(paths) - 1, 0))
         before = paths.lengths.copy()
         try:
@@ -158,6 +159,9 @@ def test_any_sequence_of_calls_keeps_the_pages(engine: Engine, data: st.DataObje
                 assert scores.shape == (len(paths),) and scores.isfinite().all()
             elif verb == "free":
                 paths.free()
+            elif verb == "cat":
+                alive.append(Paths.cat([paths, alive[0], paths]))
+                assert alive[-1].text() == [*paths.text(), *alive[0].text(), *paths.text()]
         except OutOfPages:
             assert (paths.lengths >= before).all() or verb != "decode"
         assert len(paths.text()) == len(paths)

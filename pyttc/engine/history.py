@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 
@@ -53,6 +55,20 @@ class Segment:
         each, columns = ragged(counts)
         self.tokens[rows[each], self.count[rows[each]] + columns] = tokens
         self.count[rows] += counts
+
+
+def join(parts: Sequence[tuple[Segment, Ints]]) -> Segment:
+    """One block of all that the paths at `rows` of each (segment, rows) wrote, on top of nothing: a copy."""
+    joined = Segment(None, np.arange(sum(rows.size for _, rows in parts)))
+    for name in ("tokens", *FIELDS):
+        written = [row for segment, rows in parts for row in read(segment, rows, name)]
+        counts = np.array([row.size for row in written], np.int64)
+        joined.reserve(joined.rows_below, counts)
+        field = joined.tokens if name == "tokens" else joined.values[name]
+        for into, row in zip(field, written, strict=True):
+            into[: row.size] = row
+    joined.count = counts
+    return joined
 
 
 def read(segment: Segment, rows: Ints, name: str) -> list[npt.NDArray[np.generic]]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 ENDS = ("", "eos", "until", "length", "context", "invalid", "stopped")
 ARRAYS = ("prompt", "lengths", "path_ids", "parents", "depth", "seeds", "ends", "rows")
 DONE = np.isin(np.arange(len(ENDS)), (1, 4, 5))  # those after which a path cannot go on
+State = TypeVar("State", bound="PathState")
 
 
 class PathState(NotCopied):
@@ -161,6 +163,12 @@ class PathState(NotCopied):
         other.hollow = self.hollow
         return other
 
+    def _known_hidden(self) -> tuple[torch.Tensor, Ints]:
+        """The hidden states of paths that have one, each once, and each path's row there or -1."""
+        known, row = np.flatnonzero(self._hidden_row >= 0), np.full(len(self), -1)
+        used, row[known] = np.unique(self._hidden_row[known], return_inverse=True)
+        return self._hidden[torch.from_numpy(used).to(self._hidden.device)], row
+
     def begin_writing(self) -> None:
         """Makes the rows of the history these paths' own."""
         if not self._own:
@@ -170,3 +178,21 @@ class PathState(NotCopied):
     def sample_identity(self, which: Ints) -> tuple[Ints, Ints]:
         """(keys, 32-bit path ids) of the draws of the paths at `which`."""
         return sample_keys(self.seeds[which], self.words[self.prompt[which]], self.path_ids[which])
+
+
+def joined(parts: Sequence[State]) -> State:
+    """The paths of several states of one prefill as one more."""
+    one = parts[0]._take(np.arange(len(parts[0])))
+    for name in ARRAYS:
+        setattr(one, name, np.concatenate([getattr(part, name) for part in parts]))
+    one.segment = history.join([(part.segment, part.rows) for part in parts])
+    one.rows, one._own = one.segment.rows_below, True
+    hidden, rows = zip(*(part._known_hidden() for part in parts), strict=True)
+    above = np.cumsum([0, *(known.shape[0] for known in hidden[:-1])])
+    moved = [np.where(row < 0, -1, row + at) for row, at in zip(rows, above, strict=True)]
+    one._hidden, one._hidden_row = torch.cat(hidden), np.concatenate(moved)
+    one.hollow = any(part.hollow for part in parts)
+    leaves = np.concatenate([part.leaves for part in parts])
+    one.engine.cache.share(leaves, np.ones_like(leaves))
+    one.leaves = leaves
+    return one

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,7 +15,7 @@ from .cache import Ints
 from .decode import Source, decode, held_interrupts
 from .identity import child_ids
 from .ownership import synchronized
-from .path_state import DONE, PathState
+from .path_state import DONE, PathState, joined
 from .replay import refill
 from .stops import Until
 
@@ -74,6 +75,24 @@ class Paths(PathState):
         forks.leaves = leaves
         self.cost.forked(self.lengths, times - (times > 0))
         return forks
+
+    @staticmethod
+    def cat(paths: Sequence[Paths]) -> Paths:
+        """The paths of several objects as one, in their order: they then decode in one batch.
+
+        The originals stay as they are, as with `fork`. A path keeps its id and its seed, and so its
+        draws: given twice, it goes on twice the same.
+
+        Args:
+            paths: of one prefill, which have their prompts and their `cost` in common.
+        """
+        if not isinstance(paths, Sequence) or not all(isinstance(part, Paths) for part in paths):
+            raise TypeError(f"paths: got {reprlib.repr(paths)}, expected a list of Paths")
+        if not paths or any(part.cost is not paths[0].cost for part in paths):
+            raise ValueError(f"paths: got {reprlib.repr(paths)}, expected some, all of one prefill")
+        with paths[0].lock:
+            paths[0].engine.check_paths("paths", sum(map(len, paths)))
+            return joined(paths)
 
     @synchronized
     def decode(
