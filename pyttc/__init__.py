@@ -21,7 +21,7 @@ except ImportError as error:
         "in a checkout, pip install -e ."
     ) from error
 
-_C.bind_torch(torch.Tensor)
+_C.bind_torch(torch.Tensor, torch.nn.Parameter)
 
 from .dispatch import explain  # noqa: E402
 from .ops.copy_pages import copy_pages  # noqa: E402

@@ -18,10 +18,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.autograd import forward_ad
 
 IMPLS = ("reference", "native", "triton", "cuda")
 # The library lives as long as the process: dropping it would unregister every op.
 library = torch.library.Library("pyttc", "DEF")
+# The types of arguments that every implementation takes: no subclass of torch.Tensor is among them.
+PLAIN = frozenset((torch.Tensor, torch.nn.Parameter, int, float, bool, str, list, type(None)))
 
 
 @dataclass
@@ -38,7 +41,7 @@ def _module(name: str) -> Any:
     """A submodule of the package, loaded at its first use."""
     module = importlib.import_module(f"pyttc.{name}")
     if name == "_cuda":
-        module.bind_torch(torch.Tensor)
+        module.bind_torch(torch.Tensor, torch.nn.Parameter)
     return module
 
 
@@ -112,6 +115,11 @@ class Op:
 ops: dict[str, Op] = {}
 
 
+def plain(value: Any) -> Any:
+    is_tensor = isinstance(value, torch.Tensor) and type(value) not in PLAIN
+    return value.as_subclass(torch.Tensor) if is_tensor else value
+
+
 def register(
     schema: str,
     *,
@@ -131,22 +139,48 @@ def register(
     name, _, overload = full_name.partition(".")
     default = getattr(getattr(torch.ops.pyttc, name), overload or "default")
     arguments = default._schema.arguments
-    names = [argument.name for argument in arguments]
+    names: list[str] = [argument.name for argument in arguments]
     in_place = [i for i, a in enumerate(arguments) if a.alias_info and a.alias_info.is_write]
     native = impls["native"].run if "native" in impls else None
     grad_enabled, tensor_type = torch.is_grad_enabled, torch.Tensor
     increment_version = torch.autograd.graph.increment_version
-    is_compiling, modes = torch.compiler.is_compiling, torch._C._len_torch_dispatch_stack
+    is_compiling, is_tracing = torch.compiler.is_dynamo_compiling, torch._C._is_tracing
+    profiling, transform = (
+        torch._C._autograd._profiler_enabled,
+        torch._C._functorch.peek_interpreter_stack,
+    )
+    dispatch_modes = torch._C._len_torch_dispatch_stack
+    function_modes = torch._C._len_torch_function_stack
+    excluded = torch._C._dispatch_tls_is_dispatch_key_excluded
+
+    def name_of(value: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+        given = dict(zip(names, args, strict=False)) | kwargs
+        return next(key for key, other in given.items() if other is value)
 
     def refuse_grad(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         for value in (*args, *kwargs.values()):
             if isinstance(value, tensor_type) and value.requires_grad:
-                given = dict(zip(names, args, strict=False)) | kwargs
                 raise RuntimeError(
-                    f"{next(key for key in given if given[key] is value)}: got a tensor that requires "
-                    f"grad, but pyttc.{name} has no backward: call it under torch.no_grad(), or pass "
-                    "it detached"
+                    f"{name_of(value, args, kwargs)}: got a tensor that requires grad, but "
+                    f"pyttc.{name} has no backward: call it under torch.no_grad(), or pass it detached"
                 )
+
+    def refuse_tangent(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        for value in (*args, *kwargs.values()):
+            if isinstance(value, tensor_type) and forward_ad.unpack_dual(value).tangent is not None:
+                raise RuntimeError(
+                    f"{name_of(value, args, kwargs)}: got a tensor with a tangent, but pyttc.{name} "
+                    "has no forward derivative: pass it detached"
+                )
+
+    def refuse_derivative(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if grad_enabled():
+            refuse_grad(args, kwargs)
+        # Below autograd, as a transform calls the kernel, nothing can be asked about tangents.
+        if forward_ad._current_level >= 0 and not excluded(
+            torch._C.DispatchKey.AutogradFunctionality
+        ):
+            refuse_tangent(args, kwargs)
 
     def fail_none(args: tuple[Any, ...]) -> None:
         """torch takes None for any tensor: names the argument."""
@@ -154,9 +188,9 @@ def register(
             if value is None and str(argument.type) == "Tensor":
                 raise TypeError(f"{argument.name}: got None, expected a tensor") from None
 
-    def refuse_overflow(args: tuple[Any, ...]) -> None:
+    def refuse_overflow(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """torch does not say which number it cannot take: names the argument."""
-        for name, value in zip(names, args, strict=False):
+        for name, value in (*zip(names, args, strict=False), *kwargs.items()):
             if isinstance(value, int) and not -(2**63) <= value < 2**63:
                 raise ValueError(f"{name}: got {value}, expected a number of 64 bits")
 
@@ -167,50 +201,93 @@ def register(
             fail_none(args)
             raise
 
-    def kernel(*args: Any, impl: str | None = None, **kwargs: Any) -> Any:
-        if grad_enabled():
-            refuse_grad(args, kwargs)
+    def refuse_freed(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """native says only that a tensor has no memory, torch would read it: names the argument."""
+        for value in (*args, *kwargs.values()):
+            if (
+                isinstance(value, tensor_type)
+                and value.numel()
+                and not value.untyped_storage().nbytes()
+            ):
+                raise RuntimeError(
+                    f"{name_of(value, args, kwargs)}: got a tensor whose storage is empty (was it "
+                    "freed?), expected one that holds its elements"
+                ) from None
+
+    def run(impl: str | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         tensor = args[main]
         if impl is None and native is not None and tensor is not None and tensor.is_cpu:
             try:
-                result = native(*args, **kwargs)
+                return native(*args, **kwargs)
             except Exception:  # `check` says what is wrong where native knows only that it is
                 check_call(args, kwargs)
                 op.choose(impl, tensor)
+                refuse_freed(args, kwargs)
                 raise
-        else:
-            check_call(args, kwargs)
-            result = op.choose(impl, tensor).run(*args, **kwargs)
+        check_call(args, kwargs)
+        chosen = op.choose(impl, tensor).run
+        if tensor.is_cpu:
+            refuse_freed(args, kwargs)
+        if impl == "reference":  # autocast would round what it sums
+            chosen = torch.autocast(tensor.device.type, enabled=False)(chosen)
+        return chosen(*args, **kwargs)
+
+    def kernel(*args: Any, impl: str | None = None, **kwargs: Any) -> Any:
+        refuse_derivative(args, kwargs)
+        try:
+            result = run(impl, args, kwargs)
+        except Exception:
+            if PLAIN.issuperset(map(type, (*args, *kwargs.values()))):
+                raise
+            # native and cuda take no subclass of torch.Tensor; torch has seen to what it does
+            options = {key: plain(value) for key, value in kwargs.items()}
+            result = run(impl, tuple(map(plain, args)), options)
         if in_place:  # so that autograd notices when a tensor it saved was written
             increment_version([args[i] for i in in_place])
         return result
 
     def fake_kernel(*args: Any, impl: str | None = None, **kwargs: Any) -> Any:
-        if grad_enabled():
-            refuse_grad(args, kwargs)
+        refuse_derivative(args, kwargs)
         check_call(args, kwargs)
         return fake(*args, **kwargs)
 
+    def dispatched(args: tuple[Any, ...], impl: str | None, kwargs: dict[str, Any]) -> Any:
+        if transform() is not None or forward_ad._current_level >= 0:
+            refuse_derivative(args, kwargs)  # the kernel is given what a transform's tensors hold
+        try:
+            return default(*args, impl=impl, **kwargs)
+        except Exception:
+            refuse_overflow(args, kwargs)
+            raise
+
     def call(*args: Any, impl: str | None = None, **kwargs: Any) -> Any:
         """The op without torch's dispatcher (some 3 us) where nothing but the op would see the call:
-        eager, on plain CPU tensors, no dispatch mode active. What goes wrong there is said by the
-        dispatcher and `kernel`."""
+        eager, on plain CPU tensors (which native sees to), with nothing that follows, records or
+        transforms what is called. What goes wrong there is said by the dispatcher and `kernel`."""
         tensor = args[main]
-        eager = impl is None and type(tensor) is tensor_type and tensor.is_cpu
-        if eager and native is not None and not is_compiling() and not modes():
+        if tensor is None:  # the dispatcher would not say which, where this is the only tensor
+            raise TypeError(f"{names[main]}: got None, expected a tensor")
+        if is_compiling():
+            return default(*args, impl=impl, **kwargs)
+        if (
+            impl is None
+            and type(tensor) is tensor_type
+            and tensor.is_cpu
+            and native is not None
+            and not (dispatch_modes() or function_modes() or is_tracing() or profiling())
+            and transform() is None
+            and forward_ad._current_level < 0
+        ):
             if grad_enabled():
                 refuse_grad(args, kwargs)
             try:
                 result = native(*args, **kwargs)
             except Exception:
-                refuse_overflow(args)
-                return default(*args, **kwargs)
+                return dispatched(args, impl, kwargs)
             if in_place:
                 increment_version([args[i] for i in in_place])
             return result
-        if tensor is None:  # the dispatcher would not say which, where this is the only tensor
-            raise TypeError(f"{names[main]}: got None, expected a tensor")
-        return default(*args, impl=impl, **kwargs)
+        return dispatched(args, impl, kwargs)
 
     op = Op(name, impls, default, main, call)
     library.impl(full_name, kernel, "CPU")

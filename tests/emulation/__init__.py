@@ -64,5 +64,5 @@ def load(library: Path) -> ModuleType:
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    module.bind_torch(torch.Tensor)
+    module.bind_torch(torch.Tensor, torch.nn.Parameter)
     return module
