@@ -11,7 +11,6 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
-import inspect
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from typing import Any
 
 import torch
 from torch.autograd import forward_ad
+from torch.utils._python_dispatch import TorchDispatchMode
 
 IMPLS = ("reference", "native", "triton", "cuda")
 # The library lives as long as the process: dropping it would unregister every op.
@@ -80,6 +80,7 @@ class Op:
     default: Any  # the torch OpOverload
     main: int
     call: Callable[..., Any]  # the same with less overhead
+    refuse: Callable[..., None]  # raises what any implementation would, given args and kwargs
 
     def refusal(self, impl: str, tensor: torch.Tensor) -> str | None:
         """Why `impl` cannot serve a call on `tensor`, or None."""
@@ -112,7 +113,8 @@ class Op:
         return "cuda" if cuda is not None and cuda.missing is None else "triton"
 
 
-ops: dict[str, Op] = {}
+ops: dict[str, Op] = {}  # by name, the first of its overloads
+overloads: dict[Any, Op] = {}
 
 
 def plain(value: Any) -> Any:
@@ -214,6 +216,10 @@ def register(
                     "freed?), expected one that holds its elements"
                 ) from None
 
+    def refuse(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        refuse_derivative(args, kwargs)
+        check_call(args, kwargs)
+
     def run(impl: str | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         tensor = args[main]
         if impl is None and native is not None and tensor is not None and tensor.is_cpu:
@@ -247,8 +253,7 @@ def register(
         return result
 
     def fake_kernel(*args: Any, impl: str | None = None, **kwargs: Any) -> Any:
-        refuse_derivative(args, kwargs)
-        check_call(args, kwargs)
+        refuse(args, kwargs)
         return fake(*args, **kwargs)
 
     def dispatched(args: tuple[Any, ...], impl: str | None, kwargs: dict[str, Any]) -> Any:
@@ -289,17 +294,32 @@ def register(
             return result
         return dispatched(args, impl, kwargs)
 
-    op = Op(name, impls, default, main, call)
+    op = Op(name, impls, default, main, call, refuse)
     library.impl(full_name, kernel, "CPU")
     library.impl(full_name, kernel, "CUDA")
     torch.library.register_fake(f"pyttc::{full_name}", fake_kernel, lib=library)
     ops.setdefault(name, op)
+    overloads[default] = op
     return op
+
+
+class _Reached(Exception):
+    """Of a call of an op: the overload, its arguments and keyword arguments."""
+
+
+class _UntilReached(TorchDispatchMode):
+    """Ends what it is active for where an op of this package is called."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in overloads:
+            raise _Reached(overloads[func], args, kwargs or {})
+        return func(*args, **(kwargs or {}))
 
 
 @dataclass
 class Explanation:
-    """What `explain` found: the implementation that would run, why, and why each other would not."""
+    """What `explain` found: the implementation that would run, why, and why each other would not.
+    Where the call raises whatever runs, there are no others."""
 
     op: str
     chosen: str | None
@@ -313,21 +333,30 @@ class Explanation:
 
 
 def explain(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Explanation:
-    """Says which implementation would serve `fn(*args, **kwargs)`, and why. Nothing is run.
+    """Says which implementation would serve `fn(*args, **kwargs)`, and why, or what the call would raise.
+    Nothing is run: errors that only the values in a tensor show are not foreseen.
 
     Args:
         fn: an op of this package, such as `pyttc.topk_score`.
         *args, **kwargs: the arguments of the call, `impl=` among them if it would be given.
     """
     name = getattr(fn, "__name__", "")
-    op = ops.get(name)
-    if op is None or fn.__module__ != f"{__package__}.ops.{name}":
+    if name not in ops or fn.__module__ != f"{__package__}.ops.{name}":
         raise ValueError(f"fn: got {fn!r}, expected one of the ops {', '.join(sorted(ops))}")
-    bound = inspect.signature(fn).bind(*args, **kwargs)
-    tensor = bound.arguments[list(inspect.signature(fn).parameters)[op.main]]
-    impl = bound.arguments.get("impl")
-    default = op.default_impl(tensor.device.type)
-    wanted = impl or default
+    try:
+        with _UntilReached():  # type: ignore[no-untyped-call]
+            fn(*args, **kwargs)
+    except _Reached as reached:
+        op, op_args, op_kwargs = reached.args
+    except Exception as error:
+        return _raises(name, error)
+    impl = op_kwargs.pop("impl", None)
+    try:
+        op.refuse(op_args, op_kwargs)
+    except Exception as error:
+        return _raises(name, error)
+    tensor = op_args[op.main]
+    wanted = impl or op.default_impl(tensor.device.type)
     reason = op.refusal(wanted, tensor)
     why = f"named by impl={impl!r}" if impl else f"the default on {tensor.device.type}"
     others = {}
@@ -335,5 +364,9 @@ def explain(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Explanation:
         if other != wanted:
             others[other] = op.refusal(other, tensor) or "can serve this call when named by impl="
     if reason:
-        return Explanation(op.name, None, f"{why}, but {reason}", others)
-    return Explanation(op.name, wanted, why, others)
+        return Explanation(name, None, f"{why}, but {reason}", others)
+    return Explanation(name, wanted, why, others)
+
+
+def _raises(name: str, error: Exception) -> Explanation:
+    return Explanation(name, None, f"the call raises {type(error).__name__}: {error}", {})

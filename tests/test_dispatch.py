@@ -11,11 +11,11 @@ import torch
 from torch.utils._pytree import tree_map_only
 
 import pyttc
-from pyttc import _C
+from pyttc import _C, PrefixTree
 from pyttc.dispatch import IMPLS, ops
 
 from .common import LEVELS, fastest, same, threads
-from .ops import NAMES, fresh, function, sample_inputs, tensors
+from .ops import NAMES, fresh, function, invalid_calls, sample_inputs, tensors
 
 ROOT = Path(__file__).parent.parent
 
@@ -87,10 +87,56 @@ def test_explain(name):
     assert named.chosen == "reference" and named.why == "named by impl='reference'"
     unserved = pyttc.explain(fn, *args, **kwargs, impl="cuda")
     assert unserved.chosen is None and unserved.why.startswith("named by impl='cuda', but ")
-    double = pyttc.explain(fn, args[0].double(), *args[1:], **kwargs)
+    call = tree_map_only(
+        torch.Tensor, lambda t: t.double() if t.is_floating_point() else t, (args, kwargs)
+    )
+    double = pyttc.explain(fn, *call[0], **call[1])
     assert double.chosen is None and "impl='reference'" in double.why
-    elsewhere = pyttc.explain(fn, args[0].to("meta"), *args[1:], **kwargs)
+    moved = [arg.to("meta") if isinstance(arg, PrefixTree) else arg for arg in args]
+    moved, options = tree_map_only(torch.Tensor, lambda t: t.to("meta"), (moved, kwargs))
+    elsewhere = pyttc.explain(fn, *moved, **options)
     assert elsewhere.chosen is None and "the default on meta" in elsewhere.why
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_explain_says_what_the_call_would_raise(name):
+    args, kwargs = first(name)
+    grad = args[0].clone().requires_grad_()
+    calls = [((args[0].int(), *args[1:]), kwargs), ((grad, *args[1:]), kwargs)]
+    calls += [((None, *args[1:]), kwargs), (("text", *args[1:]), kwargs), ((), {})]
+    calls += [(given, options) for given, options, _ in invalid_calls(name)]
+    foreseen = 0
+    for given, options in calls:
+        said = pyttc.explain(function(name), *fresh(given), **fresh(options))
+        with pytest.raises((TypeError, ValueError, RuntimeError)) as raised:
+            function(name)(*fresh(given), **fresh(options))
+        if said.chosen is None and not said.others:
+            error = f"{type(raised.value).__name__}: {raised.value}"
+            assert said.why == f"the call raises {error}"
+            assert str(said) == f"pyttc.{name}: nothing would run ({said.why})"
+            foreseen += 1
+    assert foreseen > len(calls) / 2  # the others are wrong in values, or named an impl
+    for given, options in calls[:5]:
+        assert pyttc.explain(function(name), *given, **options).chosen is None
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_explain_runs_nothing(name):
+    call = first(name)
+    args, kwargs = fresh(call)
+    before = fresh(call)
+    pyttc.explain(function(name), *args, **kwargs)
+    assert all(same(a, b) for a, b in zip(tensors(args), tensors(before[0]), strict=True))
+
+
+@pytest.mark.parametrize("impl", [None, "reference"])
+def test_a_number_of_more_than_64_bits_is_named(impl):
+    q, pages = torch.randn(1, 2, 16), torch.randn(1, 4, 2, 16)
+    tree = PrefixTree([-1], [[0]], [4], [0], 4)
+    with pytest.raises(ValueError, match=f"^window: got {2**63}, expected a number of 64 bits"):
+        pyttc.prefix_tree_attention(q, pages, pages, tree, window=2**63, impl=impl)
+    with pytest.raises(ValueError, match=f"^k: got {-(2**70)}, expected a number of 64 bits"):
+        pyttc.topk_score(q[0], -(2**70), impl=impl)
 
 
 def test_explain_wants_an_op():
