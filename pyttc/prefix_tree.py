@@ -33,7 +33,7 @@ class PrefixTree:
         leaves: of each path the node it ends in, -1 for a path without tokens. Nodes may be named
             by several paths, or by none, and need not be leaves of the forest.
         page_size: tokens a page, 1 to 256.
-        device: where the tensors are held.
+        device: where the tensors are held, by default the CPU.
 
     Each may be a list, a tensor or a numpy array; `pages` a list of them. Everything is checked
     here but the page ids, which the ops check against the pool. `from_tensors` takes ready tensors
@@ -82,7 +82,7 @@ class PrefixTree:
         within("parents", up, -1, nodes - 1)
         within("leaves", ends, -1, nodes - 1)
         within("lengths", tokens, 0, 2**31 - 1)
-        counts = torch.tensor([len(p) for p in pages], dtype=torch.int64)
+        counts = torch.tensor([len(p) for p in pages], dtype=torch.int64, device="cpu")
         short = (counts * page_size < tokens).nonzero()
         if short.numel():
             i = int(short[0])
@@ -102,11 +102,11 @@ class PrefixTree:
                 "parents", f"{int(up[i])} for node {i}", "a forest, but it leads to a cycle"
             )
         if nodes and isinstance(pages[0], torch.Tensor):
-            ids = ints("pages", torch.cat([torch.as_tensor(p).cpu() for p in pages]))
+            ids = torch.cat([ints("pages", p) for p in pages])
         else:
             ids = ints("pages", list(chain.from_iterable(pages)))
         within("pages", ids, -(2**31), 2**31 - 1)
-        offsets = torch.zeros(nodes + 1, dtype=torch.int64)
+        offsets = torch.zeros(nodes + 1, dtype=torch.int64, device="cpu")
         torch.cumsum(counts, 0, out=offsets[1:])
         self._host = up, offsets, ids, tokens, ends
         self._plans = {}
@@ -199,8 +199,10 @@ class Planned(NamedTuple):
 
 
 def ints(name: str, values: Ints) -> torch.Tensor:
+    if isinstance(values, torch.Tensor) and values.is_meta:
+        checks.fail(name, "a tensor on meta", "one that holds its values")
     try:
-        tensor = torch.as_tensor(values).cpu()
+        tensor = torch.as_tensor(values, device="cpu")
     except (TypeError, ValueError, OverflowError, RuntimeError) as error:
         raise TypeError(
             f"{name}: got {reprlib.repr(values)}, expected integers of 64 bits"

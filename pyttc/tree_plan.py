@@ -117,7 +117,9 @@ class TreePlan:
         # Each list begins at 16 bytes, whatever the others' sizes: kernels are compiled for that.
         sizes = [-(-n // 4) * 4 for n in (items * 5, steps * 4, slots)] + [paths * 3]
         on_host = self.device.type == "cpu"
-        self._packed = torch.zeros(sum(sizes), dtype=torch.int32, pin_memory=not on_host)
+        self._packed = torch.zeros(
+            sum(sizes), dtype=torch.int32, device="cpu", pin_memory=not on_host
+        )
         self._there = (
             self._packed if on_host else torch.zeros_like(self._packed, device=self.device)
         )

@@ -56,3 +56,24 @@ def test_a_tree_is_copied_without_its_plans(duplicate):
         assert torch.equal(getattr(tree, name), getattr(other, name))
     assert other.page_size == 4 and tree._plans and not other._plans
     assert pickle.dumps(tree)
+
+
+@pytest.mark.parametrize("place", [0, 1, 2, 3])
+def test_tree_refuses_a_tensor_without_values(place):
+    arguments = [[-1], [[0]], [4], [0]]
+    arguments[place] = torch.tensor(arguments[place], device="meta")
+    name = ("parents", "pages", "lengths", "leaves")[place]
+    with pytest.raises(ValueError, match=f"^{name}: got a tensor on meta, expected one that holds"):
+        pyttc.PrefixTree(*arguments, 4)
+
+
+def test_tree_is_made_on_the_cpu_whatever_the_default_device():
+    arguments = ([-1, 0], [torch.tensor([3, 1]), torch.tensor([2])], [5, 2], [1, 0, 1], 4)
+    q, pages = torch.randn(3, 2, 16), torch.randn(4, 4, 2, 16)
+    expected = pyttc.prefix_tree_attention(q, pages, pages, pyttc.PrefixTree(*arguments))
+    with torch.device("meta"):
+        tree = pyttc.PrefixTree(*arguments)
+        plan = tree.plan(q, pages)
+        out, lse = pyttc.prefix_tree_attention(q, pages, pages, tree)
+    assert all(part.is_cpu for part in (tree.parents, tree.page_offsets, *plan[:4]))
+    assert torch.equal(out, expected[0]) and torch.equal(lse, expected[1])
