@@ -15,7 +15,6 @@ import transformers
 
 from pyttc import _C
 from pyttc.engine import Engine, Paths
-from pyttc.engine.model import RowModel
 
 # Shapes of a small Llama and of Qwen2.5-0.5B.
 CONFIGS: dict[str, transformers.PreTrainedConfig] = {
@@ -66,7 +65,7 @@ def words(count: int) -> transformers.PreTrainedTokenizerFast:
 
 def engine(name: str, dtype: torch.dtype, memory: str, batch_invariant: bool = True) -> Engine:
     """An engine for it, whose paths never end by themselves."""
-    made = Engine(RowModel(plain(name, dtype), batch_invariant), memory=memory)
+    made = Engine.from_model(plain(name, dtype), memory=memory, batch_invariant=batch_invariant)
     made.eos = []
     return made
 

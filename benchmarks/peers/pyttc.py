@@ -10,7 +10,6 @@ import torch
 import transformers
 
 from pyttc import Engine
-from pyttc.engine.model import RowModel
 
 from . import child
 
@@ -21,7 +20,7 @@ class Pyttc:
     def __init__(self, model: Path, threads: int, dtype: str) -> None:
         torch.set_num_threads(threads)
         loaded = transformers.AutoModelForCausalLM.from_pretrained(model, dtype=dtype).eval()
-        self.engine = Engine(RowModel(loaded, True), memory="2GiB")
+        self.engine = Engine.from_model(loaded, memory="2GiB")
         self.engine.eos = []
         self.prompt: list[int] = []
 

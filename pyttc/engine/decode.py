@@ -46,6 +46,7 @@ def decode(
 ) -> None:
     """What `Paths.decode` does."""
     engine, device, n = paths.engine, paths.engine.device, len(paths)
+    engine.model.follow()
     stops = Stops(until, engine.tokenizer, engine.model.vocab)
     is_eos = np.zeros(engine.model.vocab, bool)
     is_eos[[token for token in engine.eos if token < is_eos.size]] = True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,13 @@ from .attention import Step
 from .cache import Ints, OutOfPages, PathCache, pages_for, ragged
 from .cost import Cost, Prices, Rates
 from .decode import held_interrupts
-from .model import RowModel, load
+from .model import RowModel, load, row_model
 from .ownership import NotCopied, synchronized
 from .paths import Paths
 from .pool import KVPool
 from .support import check_answers
 from .tree import TreeBuilder
+from .weights import check_state
 
 CHUNK = 256  # rows a pass over a prompt
 LONGEST_TOKEN = 256  # characters; texts are bounded before they are split into tokens
@@ -57,6 +58,9 @@ class Engine(NotCopied):
         page_size: int = 16,
         max_paths: int = 2**20,
     ) -> None:
+        if not isinstance(model, RowModel):
+            name = type(model).__name__
+            raise TypeError(f"model: got {name}; Engine.from_model serves a transformers model")
         self.model, self.tokenizer = model, tokenizer
         self.lock = threading.RLock()
         self.max_paths = whole_number("max_paths", max_paths, 1)
@@ -106,26 +110,84 @@ class Engine(NotCopied):
             source: a directory or a hub id.
             device: "cuda" where there is one, else "cpu".
             dtype: of weights, keys and values; None: as in the checkpoint.
-            memory: for keys and values, bytes or "4GiB"; None: a quarter of the machine's memory,
-                on a GPU 60 % of what is free. It is taken as paths need it (on a GPU, at once).
-            page_size: tokens a page, 1 to 256.
-            max_paths: the most paths of one Paths object.
-            batch_invariant: a row of a matrix product has the same bits whatever the number of
-                rows. Off, results of a path may depend on how many run beside it.
+            memory, page_size, max_paths, batch_invariant: as for `from_model`.
 
         Raises:
             Unsupported: for a model that cannot be served exactly, with the reason.
         """
-        model = load(str(source), chosen_device(device), dtype, batch_invariant)
-        engine = cls(
-            model,
+        model, tokenizer = (
+            load(str(source), chosen_device(device), dtype),
             load_tokenizer(str(source)),
-            memory=memory,
-            page_size=page_size,
-            max_paths=max_paths,
         )
+        options: dict[str, Any] = {"memory": memory, "page_size": page_size, "max_paths": max_paths}
+        return cls.from_model(model, tokenizer, batch_invariant=batch_invariant, **options)
+
+    @classmethod
+    def from_model(
+        cls,
+        model: Any,
+        tokenizer: Any = None,
+        *,
+        memory: int | str | None = None,
+        page_size: int = 16,
+        max_paths: int = 2**20,
+        batch_invariant: bool = True,
+    ) -> Engine:
+        """Serves a transformers model that is in memory, on its device and in its dtype.
+
+        Its Parameters stay what they are, and what an optimizer does to them is seen (see
+        `load_weights`); on the CPU their data may move to other memory, once. The model gets the
+        engine's attention and eval mode. To train it, give it others: set_attn_implementation("sdpa")
+        and train(); the engine takes back what it needs when it is called.
+
+        Args:
+            model: a causal language model. tokenizer: None: token ids only.
+            memory: for keys and values, bytes or "4GiB"; None: a quarter of the machine's memory,
+                on a GPU 60 % of what is free. It is taken as paths need it (on a GPU, at once).
+            page_size, max_paths: tokens a page, 1 to 256; the most paths of one Paths object.
+            batch_invariant: a row of a matrix product has the same bits whatever the number of rows.
+                Off, results of a path may depend on how many run beside it.
+
+        Raises:
+            Unsupported: for a model that cannot be served exactly, with the reason.
+        """
+        options: dict[str, Any] = {"memory": memory, "page_size": page_size, "max_paths": max_paths}
+        engine = cls(row_model(model, batch_invariant), tokenizer, **options)
         check_answers(engine)
         return engine
+
+    # --- weights
+
+    @synchronized
+    def load_weights(self, state_dict: Mapping[str, torch.Tensor]) -> None:
+        """Copies new weights over the model's; later prompts share nothing with earlier ones.
+
+        Paths that are alive keep the keys, values and last hidden states that the weights of their
+        time gave, and go on from them under the new ones: prefill again for paths of these alone.
+
+        Optimizer steps, in-place changes and replaced parameters are taken up by themselves, with
+        the next prefill, decode or hidden. What is written through `.data`, numpy or raw memory (as
+        by torch.distributed) is used too, but cannot be seen: call `weights_changed` after it.
+
+        Args:
+            state_dict: all names of the model's own, with tensors of the same shapes and dtypes, on
+                any device. Of weights that are tied, one is enough.
+
+        Raises:
+            ValueError, TypeError: for anything else; nothing was changed.
+        """
+        self.model.follow()
+        held = self.model.model.state_dict()
+        check_state(held, state_dict)
+        with held_interrupts(), torch.inference_mode():
+            for name, tensor in state_dict.items():
+                held[name].copy_(tensor)
+            self.model.renew()
+
+    @synchronized
+    def weights_changed(self) -> None:
+        """Says that weights were written where torch does not count it, see `load_weights`."""
+        self.model.renew()
 
     # --- memory
 
@@ -237,9 +299,10 @@ class Engine(NotCopied):
                 tokens its tokenizer puts around one, and no chat template.
             seed: of the draws of what is made of these paths, if fork names no other.
             salt: whole pages of keys and values that a prompt has in common with one already held
-                are used again if both were given the same salt; salts and token ids are compared,
-                never hashes of them. Give each tenant a secret one of its own. None shares with
-                nobody. The results are the same bits whatever is shared.
+                are used again if both were given the same salt and the weights did not change (see
+                `load_weights`); salts and token ids are compared, never hashes of them. Give each
+                tenant a secret one of its own. None shares with nobody. The results are the same
+                bits whatever is shared.
 
         Raises:
             OutOfPages, KeyboardInterrupt: nothing was changed.
@@ -251,6 +314,9 @@ class Engine(NotCopied):
         secret = salt.encode("utf-8", "surrogatepass") if isinstance(salt, str) else salt
         if not encoded:
             raise ValueError("prompts: got none, expected at least one")
+        self.model.follow()
+        if secret is not None:
+            secret = b"%d:%s" % (self.model.version, secret)
         self.collect()
         for ids in encoded:
             if not 1 <= ids.size <= self.max_length:

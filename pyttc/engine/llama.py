@@ -2,14 +2,15 @@
 
 A step of few rows spends more time between the products than in them: a dozen small torch operators and
 as many Python frames a layer. Here all layers are one native call. The weights stay the model's: those of
-products with the same input are laid side by side in memory, and the modules keep views of them. Rotary
-embeddings are the model's own, computed once for every position. Hooks set on the modules later are not
-called.
+products with the same input are laid side by side in memory, biases too, and the parameters become views of
+them. Rotary embeddings are the model's own, computed once for every position. Hooks set on the modules later
+are not called.
 """
 
 from __future__ import annotations
 
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
@@ -17,6 +18,7 @@ from torch import nn
 from .. import _C
 from .attention import Step
 from .room import Room
+from .rows import RowsLinear
 
 FAMILY = ("llama", "mistral", "qwen2", "qwen3")
 POSITIONS = 1024  # whose rotary embeddings are computed at first
@@ -45,23 +47,36 @@ class Layer(NamedTuple):
 class LlamaPass:
     """The decoder of a transformers model: hidden states of tokens, as its base model gives them."""
 
+    layers: list[Layer]
+    head: Product
+    embedding: torch.Tensor
+    last_norm: torch.Tensor
+    rotary: tuple[torch.Tensor, torch.Tensor]
+
     def __init__(self, model: Any) -> None:
         self.base = model.base_model
-        config = self.base.config
-        self.eps = float(config.rms_norm_eps)
-        linears = [m for m in self.base.layers.modules() if isinstance(m, nn.Linear)]
-        linears.append(model.get_output_embeddings())
-        parameters = list(model.parameters())
-        room = Room(len(parameters), sum(parameter.nbytes for parameter in parameters))
-        self.layers = [read_layer(layer, config, room) for layer in self.base.layers]
-        self.head = fused(room, linears[-1])
-        moved = {id(linear.weight) for linear in linears}
-        for parameter in parameters:  # one left behind would hold the whole file in memory
-            if id(parameter) not in moved:
-                parameter.data = room.take(parameter.shape, parameter.dtype).copy_(parameter.data)
-        self.embedding: torch.Tensor = self.base.embed_tokens.weight
-        self.last_norm: torch.Tensor = self.base.norm.weight
+        self.eps = float(self.base.config.rms_norm_eps)
+        self._places: list[int] = []
+        self.renew(model)
+
+    def renew(self, model: Any) -> None:
+        """Takes up weights that were replaced, and the rotary embeddings anew."""
+        if places(model) != self._places:
+            self.layers, self._places = [], []  # lets go of what is not the model's any more
+            self._move(model)
+            self._places = places(model)
         self.rotary = self._rotary(POSITIONS)
+
+    def _move(self, model: Any) -> None:
+        base = self.base
+        move = Mover(list(model.parameters()))
+        layers = [read_layer(layer, base.config, move) for layer in base.layers]
+        self.head = fused(move, model.get_output_embeddings())
+        self.embedding = move(base.embed_tokens.weight)
+        self.last_norm = move(base.norm.weight)
+        for parameter in model.parameters():  # one left behind would hold the whole file in memory
+            move(parameter)
+        self.layers = layers
 
     def _rotary(self, positions: int) -> tuple[torch.Tensor, torch.Tensor]:
         """(cos, sin) [positions, D] of the rotary embedding."""
@@ -105,6 +120,47 @@ class LlamaPass:
         return out
 
 
+class Mover:
+    """Moves parameters into memory of their own; those that share theirs go on sharing it."""
+
+    def __init__(self, parameters: list[nn.Parameter]) -> None:
+        self.room = Room(len(parameters), sum(parameter.nbytes for parameter in parameters))
+        self.moved: dict[tuple[int, torch.Size], torch.Tensor] = {}
+
+    def __call__(self, *parameters: torch.Tensor) -> torch.Tensor:
+        """One tensor of which the parameters are views from now on, one after the other."""
+        first = parameters[0]
+        found = self.moved.get((first.data_ptr(), first.shape))
+        if len(parameters) == 1 and found is not None:
+            first.data = found
+            return found
+        counts = [parameter.shape[0] for parameter in parameters]
+        whole = self.room.take((sum(counts), *first.shape[1:]), first.dtype)
+        for parameter, part in zip(parameters, whole.split(counts), strict=True):
+            self.moved[parameter.data_ptr(), part.shape] = part.copy_(parameter.data)
+            self.moved[part.data_ptr(), part.shape] = parameter.data = part
+        return whole
+
+
+_passes: WeakKeyDictionary[nn.Module, LlamaPass] = WeakKeyDictionary()
+
+
+def pass_of(model: Any) -> LlamaPass | None:
+    """The one pass of a model, which moves its weights; None for a model that none serves."""
+    if not serves(model):
+        return None
+    found = _passes.get(model)
+    if found is None:
+        found = _passes[model] = LlamaPass(model)
+    else:
+        found.renew(model)
+    return found
+
+
+def places(model: nn.Module) -> list[int]:
+    return [parameter.data_ptr() for parameter in model.parameters()]
+
+
 def serves(model: Any) -> bool:
     """Whether a model is one whose layers LlamaPass knows, every one of them."""
     config, base = model.config, model.base_model
@@ -117,36 +173,41 @@ def serves(model: Any) -> bool:
         return False
     if any(m._forward_hooks or m._forward_pre_hooks for m in model.modules()):
         return False
+    if len({parameter.dtype for parameter in model.parameters()}) > 1:
+        return False
+    theirs = (
+        f"transformers.models.{config.model_type}.",
+        "transformers.activations",
+        "torch.nn.modules.",
+    )
+    known = (*theirs, RowsLinear.__module__)
+    if not all(type(m).__module__.startswith(known) for m in model.modules()):
+        return False  # one with adapters, say
     frequencies: torch.Tensor = base.rotary_emb.inv_freq
     return 2 * frequencies.numel() == int(base.layers[0].self_attn.head_dim)
 
 
-def read_layer(layer: Any, config: Any, room: Room) -> Layer:
+def read_layer(layer: Any, config: Any, move: Mover) -> Layer:
     attention, mlp = layer.self_attn, layer.mlp
-    norms = (layer.input_layernorm.weight, layer.post_attention_layernorm.weight)
+    norms = (move(layer.input_layernorm.weight), move(layer.post_attention_layernorm.weight))
     head_norms = None
     if config.model_type == "qwen3":
-        head_norms = (attention.q_norm.weight, attention.k_norm.weight)
+        head_norms = (move(attention.q_norm.weight), move(attention.k_norm.weight))
     window = config.sliding_window if config.model_type == "mistral" else None
     return Layer(
         norms,
-        fused(room, attention.q_proj, attention.k_proj, attention.v_proj),
+        fused(move, attention.q_proj, attention.k_proj, attention.v_proj),
         head_norms,
-        fused(room, attention.o_proj),
-        fused(room, mlp.gate_proj, mlp.up_proj),
-        fused(room, mlp.down_proj),
+        fused(move, attention.o_proj),
+        fused(move, mlp.gate_proj, mlp.up_proj),
+        fused(move, mlp.down_proj),
         float(attention.scaling),
         getattr(attention, "sliding_window", window),
     )
 
 
-@torch.no_grad()
-def fused(room: Room, *linears: nn.Linear) -> Product:
-    """The product of several linear layers, whose weights become views of one matrix."""
-    counts = [linear.out_features for linear in linears]
-    weight = room.take((sum(counts), linears[0].in_features), linears[0].weight.dtype)
-    torch.cat([linear.weight for linear in linears], out=weight)
-    for linear, rows in zip(linears, weight.split(counts), strict=True):
-        linear.weight.data = rows
-    biases: list[torch.Tensor] = [linear.bias for linear in linears if linear.bias is not None]
-    return Product(weight, torch.cat(biases) if biases else None)
+def fused(move: Mover, *linears: nn.Linear) -> Product:
+    """The product of several linear layers, whose weights and biases become views of its own."""
+    biases = [linear.bias for linear in linears if linear.bias is not None]
+    weight = move(*(linear.weight for linear in linears))
+    return Product(weight, move(*biases) if biases else None)

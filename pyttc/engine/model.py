@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from . import attention, llama
+from . import attention, llama, weights
 from .rows import fix_rows, padded_rows, piecewise
 from .support import Unsupported, own_logits, probe_attention, refuse_by_config, refuse_unfixed
 
@@ -24,13 +24,20 @@ class RowModel:
         layers, kv_heads, head_dim: what a pool of keys and values has to hold.
         trial: the model's own logits of the trial prompts, before attention was replaced.
         invariant: whether the bits of a row are the same whatever rows run beside it.
+        version: of the weights; another one after every change that was seen.
     """
 
     def __init__(self, model: Any, batch_invariant: bool) -> None:
-        self.model, self.config = model.eval().requires_grad_(False), model.config
+        self.model, self.config = model.eval(), model.config
         self.device: torch.device = model.device
         self.dtype: torch.dtype = model.dtype
         self.invariant = batch_invariant
+        devices = {str(parameter.device) for parameter in model.parameters()}
+        if len(devices) > 1 or self.device.type not in ("cpu", "cuda"):
+            raise Unsupported(
+                f"{self.config.model_type}: weights on {', '.join(sorted(devices))} are not served; "
+                "they have to be on the CPU or on one GPU"
+            )
         if self.dtype not in DTYPES:
             raise Unsupported(
                 f"{self.config.model_type}: weights in {self.dtype} are not served; "
@@ -57,8 +64,33 @@ class RowModel:
         if model.get_output_embeddings().weight is not model.get_input_embeddings().weight:
             self.parameters -= self.head_parameters
         model.set_attn_implementation("pyttc_paths")
-        self._pass = llama.LlamaPass(model) if batch_invariant and llama.serves(model) else None
+        self._kinds, self.version = weights.kinds(model), 0
+        with torch.inference_mode(False):
+            self._pass = llama.pass_of(model) if batch_invariant else None
         shorten_lookups(model)
+        self._state = weights.state(model)
+
+    def follow(self) -> None:
+        """Takes up what was done to the model since the last call: weights, mode, attention.
+
+        Raises:
+            ValueError: for parameters of another name, shape, dtype or device.
+        """
+        if not self._pass and self.model.training:
+            self.model.eval()
+        if not self._pass and self.config._attn_implementation != "pyttc_paths":
+            self.model.set_attn_implementation("pyttc_paths")
+        if weights.state(self.model) != self._state:
+            self.renew()
+
+    @torch.inference_mode(False)
+    def renew(self) -> None:
+        """Takes up weights that have changed, seen or not."""
+        weights.check_kinds(self._kinds, weights.kinds(self.model))
+        if self._pass:
+            self._pass.renew(self.model)
+        self._state = weights.state(self.model)
+        self.version += 1
 
     def padded(self, rows: int) -> int:
         """How many rows a pass over `rows` runs: a number at which the bits of a row are known."""
@@ -92,14 +124,38 @@ class RowModel:
             return logits
 
 
+def row_model(model: Any, batch_invariant: bool) -> RowModel:
+    """The RowModel of a model in memory. One that is refused gets its attention and mode back.
+
+    Raises:
+        TypeError, Unsupported: with the reason.
+    """
+    from transformers import PreTrainedModel
+
+    own: Any = model
+    if not isinstance(model, PreTrainedModel):
+        name = type(model).__name__
+        raise TypeError(f"model: got {name}, expected a transformers causal language model")
+    if own.get_output_embeddings() is None:
+        raise Unsupported(f"{model.config.model_type}: {type(model).__name__} gives no logits")
+    attends, training = model.config._attn_implementation, model.training
+    try:
+        return RowModel(model, batch_invariant)
+    except BaseException:
+        model.set_attn_implementation(attends or "eager")
+        model.train(training)
+        raise
+
+
 def shorten_lookups(model: nn.Module) -> None:
-    """Makes layers and weights plain attributes of the modules they belong to.
+    """Makes layers plain attributes of the modules they belong to.
 
     nn.Module looks them up in Python, hundreds of times a step: a tenth of the time a step spends outside
-    of kernels. Assigning another one still works: nn.Module.__setattr__ takes the plain one away.
+    of kernels. Assigning another one still works: nn.Module.__setattr__ takes the plain one away. Weights are
+    left alone: torch.func.functional_call exchanges them where it takes nothing away.
     """
     for module in model.modules():
-        for name, held in (*module._modules.items(), *module._parameters.items()):
+        for name, held in module._modules.items():
             if held is not None:
                 module.__dict__[name] = held
 
@@ -108,9 +164,7 @@ def soft_cap(cap: float, x: torch.Tensor) -> torch.Tensor:
     return torch.tanh(x / cap) * cap
 
 
-def load(
-    source: str, device: torch.device, dtype: torch.dtype | None, batch_invariant: bool
-) -> RowModel:
+def load(source: str, device: torch.device, dtype: torch.dtype | None) -> Any:
     """The model at `source`, a directory or a hub id: safetensors only, no code of its own.
 
     Raises:
@@ -135,4 +189,4 @@ def load(
         trust_remote_code=False,
     )
     placed: Any = model
-    return RowModel(placed.to(device), batch_invariant)
+    return placed.to(device).requires_grad_(False)

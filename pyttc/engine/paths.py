@@ -251,6 +251,7 @@ class Paths(PathState):
     @synchronized
     def hidden(self) -> torch.Tensor:
         """[N, H]: the model's last hidden state at each path's last token."""
+        self.engine.model.follow()
         with held_interrupts(), self.cost.timed():
             self.forward(np.arange(len(self)))
         return self._hidden[torch.from_numpy(self._hidden_row).to(self._hidden.device)]

@@ -131,10 +131,13 @@ def rotary_piecewise(
 
 def fix_rows(model: nn.Module, head_dim: int) -> list[nn.Linear]:
     """Makes the layers of `model` depend on rows alone; returns the linear ones."""
-    layers = [m for m in model.modules() if type(m) is nn.Linear]
+    linears = [m for m in model.modules() if isinstance(m, nn.Linear)]
+    layers = [m for m in linears if type(m) in (nn.Linear, RowsLinear)]
     for layer in layers:
         layer.__class__ = RowsLinear
     for module in model.modules():
+        if isinstance(module.forward, partial):  # it served an engine before
+            continue
         if type(module).__module__ in ("transformers.activations", "torch.nn.modules.activation"):
             module.forward = partial(piecewise, module.forward)
         elif type(module).__name__.endswith("RotaryEmbedding"):
