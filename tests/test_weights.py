@@ -13,6 +13,7 @@ import torch
 import transformers
 
 from pyttc.engine import Engine, Unsupported, llama
+from pyttc.engine.rows import RowsLinear
 from tests import tiny_models
 from tests.common import same
 
@@ -253,6 +254,21 @@ def test_adapters_go_through_the_modules(tmp_path: Path) -> None:
     assert not same(logits(engine), before)
 
 
+@pytest.mark.parametrize("kind", ["qwen2", "gemma2"])
+def test_the_model_of_an_engine_can_be_trained(kind: str, tmp_path: Path) -> None:
+    engine, model = engine_of(kind, tmp_path)
+    plain = tiny_models.plain_model(str(tmp_path))
+    rollout = logits(engine)
+    model.set_attn_implementation("pyttc")
+    ids = torch.tensor([PROMPT, PROMPT[::-1]])
+    for each in (model, plain):
+        each.train()
+        each(ids, labels=ids).loss.backward()
+    for (name, mine), right in zip(model.named_parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, right.grad, rtol=1e-3, atol=1e-5, msg=name)
+    assert same(logits(engine, salt=None), rollout)  # in training mode, with other attention
+
+
 def test_weights_exchanged_by_functional_call_are_used(tmp_path: Path) -> None:
     _, model = engine_of("gemma2", tmp_path)
     model.set_attn_implementation("pyttc")
@@ -263,3 +279,18 @@ def test_weights_exchanged_by_functional_call_are_used(tmp_path: Path) -> None:
     plain = tiny_models.plain_model(str(tmp_path))
     plain.load_state_dict(state)
     torch.testing.assert_close(found, theirs(plain), rtol=0, atol=1e-4 * float(found.std()))
+
+
+def test_rows_at_positions_of_their_own(tmp_path: Path) -> None:
+    """As generate gives them for prompts that are padded on the left."""
+    _, model = engine_of("qwen2", tmp_path)
+    assert isinstance(model.lm_head, RowsLinear)
+    model.set_attn_implementation("pyttc")
+    ids = torch.tensor([PROMPT, [1] * 20 + PROMPT[20:]])
+    mask = torch.ones_like(ids)
+    mask[1, :20] = 0
+    given = {"attention_mask": mask, "position_ids": (mask.cumsum(1) - 1).clamp(min=0)}
+    plain = tiny_models.plain_model(str(tmp_path))
+    with torch.inference_mode():
+        found, right = (each(ids, **given).logits[:, -1] for each in (model, plain))
+    torch.testing.assert_close(found, right, rtol=0, atol=1e-4 * float(right.std()))

@@ -65,12 +65,17 @@ def _padded(x: torch.Tensor, rows: int) -> torch.Tensor:
 
 
 class RowsLinear(nn.Linear):
-    """An nn.Linear with the bits of a row fixed. Made from one by changing its class."""
+    """An nn.Linear with the bits of a row fixed, but where gradients are wanted. Made from one by changing
+    its class."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         # nn.Module looks parameters up slowly, and this is called for every product of every step
         weight, bias = self._parameters["weight"], self._parameters["bias"]
         assert weight is not None  # noqa: S101
+        if torch.is_grad_enabled() and any(
+            t.requires_grad for t in (x, weight, bias) if t is not None
+        ):
+            return F.linear(x, weight, bias)
         width = x.shape[-1]
         rows = x.numel() // width
         if weight.is_cpu:
@@ -121,7 +126,10 @@ def rotary_piecewise(
     *args: Any,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, ...]:
-    """A rotary embedding of position_ids [1, rows] in pieces of rows, padded to whole vectors."""
+    """A rotary embedding of position_ids [1, rows] in pieces of rows, padded to whole vectors; of other
+    positions, which are not the engine's, at once."""
+    if position_ids.shape[0] != 1:
+        return forward(x, position_ids, *args, **kwargs)
     rows, step = position_ids.shape[1], PIECE // max(width, VECTOR)
     padded = F.pad(position_ids, (0, -rows % VECTOR))[0]
     runs = pieces_of(padded, step // VECTOR * VECTOR)
