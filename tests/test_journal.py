@@ -53,6 +53,21 @@ def test_a_run_goes_on_to_the_bit(engine, head, path, name):
         assert path.read_bytes().splitlines()[0] == data.splitlines()[0]
 
 
+def test_draws_on_record_keep_their_processed_logprobs(engine, path):
+    def likely(paths):
+        return paths.processed_logprobs.nansum(1)
+
+    def run():
+        strategy = search.BestOfN(4, likely)
+        return bits(search.solve(engine, PROMPTS, strategy, **options))
+
+    options = {**countdown.options(), "top_p": 0.8, "journal": path}
+    expected, data = run(), path.read_bytes()
+    scored = data.index(b'[["score"')  # the draws are before it
+    path.write_bytes(data[:scored])
+    assert run() == expected
+
+
 @pytest.mark.nightly
 @pytest.mark.parametrize("name", NAMES)
 def test_a_run_goes_on_from_every_byte(engine, head, path, name):
@@ -191,13 +206,13 @@ def test_another_model_prompt_or_strategy_is_refused(engine, head, path):
 
 def test_other_files_are_refused_and_left_alone(tmp_path):
     path, asked = tmp_path / "x", {"seed": 1}
-    future = line({"format": "pyttc journal", "version": 2, "asked": asked})
-    good = line({"format": "pyttc journal", "version": 1, "asked": asked})
+    past = line({"format": "pyttc journal", "version": 1, "asked": asked})
+    good = line({"format": "pyttc journal", "version": 2, "asked": asked})
     for data, said in (
         (b"my notes", "not a journal"),
         (b"my notes\n", "not a journal"),
         (b'{"format": "pyttc curve"}\n', "not a journal"),
-        (future, "of version 2, and this pyttc reads version 1"),
+        (past, "of version 1, and this pyttc reads version 2"),
         (good + b"{}\n" + line({"a": 1}), "line 2: damaged"),
         (good + line({"a": 1})[:-9] + b"\n" + line({"a": 1}), "line 2: damaged"),
         (good + line({"a": 1}).replace(b"1", b"2", 1) + line({"a": 1}), "line 2: damaged"),
@@ -233,6 +248,7 @@ def test_records_that_do_not_fit_are_refused(engine, head, path):
         (draw, ["draw", {**good, "tokens": good["logprobs"]}]),
         (draw, ["draw", {**good, "tokens": "AAAA"}]),
         (draw, ["draw", {**good, "more": good["logprobs"]}]),
+        (draw, ["draw", {n: v for n, v in good.items() if n != "processed_logprobs"}]),
         (score, ["score", {**scores, "scores": scores["scores"][1:]}]),
         (score, ["score", {**scores, "scores": ["x"] * len(scores["scores"])}]),
         (score, ["score", None]),

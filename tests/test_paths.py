@@ -268,6 +268,28 @@ def test_statistics_of_every_token(no_eos: Engine) -> None:
         assert paths.confidence[i][6:].isnan().all()
 
 
+def test_processed_logprobs_are_those_of_what_was_drawn_from(no_eos: Engine) -> None:
+    settings: dict[str, Any] = {"temperature": 1.5, "top_k": [0, 1, 3, 40], "min_p": 0.02}
+    paths = no_eos.prefill("the").fork(4, seed=0).decode(max_new_tokens=6, **settings)
+    model = tiny_models.plain_model(no_eos.model.config.name_or_path)
+    for i, row in enumerate(written(paths)):
+        ids = torch.tensor([[*paths.prompts[0].tolist(), *row]])
+        with torch.inference_mode():
+            p = (model(ids).logits[0, -len(row) - 1 : -1].double() / 1.5).softmax(-1)
+        best = p.topk(settings["top_k"][i] or 320)
+        kept = best.values * (best.values >= 0.02 * best.values[:, :1])
+        drawn = p.gather(1, torch.tensor(row)[:, None])[:, 0]
+        torch.testing.assert_close(
+            paths.processed_logprobs[i].double(), (drawn / kept.sum(-1)).log(), atol=1e-4, rtol=0
+        )
+    before = paths.processed_logprobs
+    assert not torch.equal(before, paths.logprobs) and not before[1].any()
+    forks = paths.select([2, 0]).append("and").fork(2).decode(max_new_tokens=2)
+    after = forks.processed_logprobs
+    assert torch.equal(after[:, :6], before[[2, 2, 0, 0]])
+    assert torch.equal(after.isnan(), forks.logprobs.isnan()) and after[:, 6].isnan().all()
+
+
 def test_a_linear_head_scores_without_a_pass_of_its_own(no_eos: Engine, tmp_path: Path) -> None:
     torch.manual_seed(0)
     LinearHead(torch.randn(1, 64), 0.5).save(str(tmp_path / "prm.safetensors"))

@@ -132,7 +132,8 @@ class Sampler:
             self.running = running
         positions = torch.from_numpy(self.paths.lengths[running]).to(self.device)
         found = sample(logits, positions=positions, topk=self.confidence, **self.parameters)
-        values = {"logprobs": found.logprobs, "entropy": found.entropy}
+        names = ("logprobs", "processed_logprobs", "entropy")
+        values = {name: getattr(found, name) for name in names}
         if self.confidence:
             values["confidence"] = -found.topk_logprobs.mean(-1)
         tokens = found.tokens.cpu().numpy().astype(np.int32)

@@ -17,7 +17,7 @@ from .attention import Step
 from .cache import Ints, OutOfPages, PathCache, pages_for, ragged
 from .cost import Cost, Prices, Rates
 from .decode import held_interrupts
-from .model import RowModel, load, row_model
+from .model import RowModel, load, load_tokenizer, row_model
 from .ownership import NotCopied, synchronized
 from .paths import Paths
 from .pool import KVPool
@@ -115,10 +115,8 @@ class Engine(NotCopied):
         Raises:
             Unsupported: for a model that cannot be served exactly, with the reason.
         """
-        model, tokenizer = (
-            load(str(source), chosen_device(device), dtype),
-            load_tokenizer(str(source)),
-        )
+        model = load(str(source), chosen_device(device), dtype)
+        tokenizer = load_tokenizer(str(source))
         options: dict[str, Any] = {"memory": memory, "page_size": page_size, "max_paths": max_paths}
         return cls.from_model(model, tokenizer, batch_invariant=batch_invariant, **options)
 
@@ -416,13 +414,3 @@ def chosen_device(device: str | torch.device | None) -> torch.device:
     if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
         raise ValueError(f"device: got {device!r}, but {torch.cuda.device_count()} can be used")
     return chosen
-
-
-def load_tokenizer(source: str) -> Any:
-    """The checkpoint's tokenizer, or None where it has none."""
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-    except (OSError, ValueError, KeyError):
-        return None

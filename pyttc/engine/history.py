@@ -1,4 +1,4 @@
-"""What every path wrote: tokens with their log-probability, entropy and confidence."""
+"""What every path wrote: tokens with their log-probabilities, entropy and confidence."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from .cache import Ints, ragged
 
-FIELDS = ("logprobs", "entropy", "confidence")
+FIELDS = ("logprobs", "processed_logprobs", "entropy", "confidence")
 
 
 class Segment:

@@ -190,3 +190,13 @@ def load(source: str, device: torch.device, dtype: torch.dtype | None) -> Any:
     )
     placed: Any = model
     return placed.to(device).requires_grad_(False)
+
+
+def load_tokenizer(source: str) -> Any:
+    """The checkpoint's tokenizer, or None where it has none."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    except (OSError, ValueError, KeyError):
+        return None

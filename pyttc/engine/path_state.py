@@ -92,6 +92,12 @@ class PathState(NotCopied):
         return self._padded("logprobs", torch.nan)
 
     @property
+    def processed_logprobs(self) -> torch.Tensor:
+        """float32 [N, T]: log-probability of each token in what it was drawn from, after the filters
+        and renormalised; NaN as above."""
+        return self._padded("processed_logprobs", torch.nan)
+
+    @property
     def entropy(self) -> torch.Tensor:
         """float32 [N, T]: entropy in nats of the distribution each token was drawn from; NaN as
         above."""

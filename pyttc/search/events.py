@@ -29,7 +29,7 @@ SECONDS = 1.0  # of work that a crash may lose
 Value = TypeVar("Value")
 Scorer = Callable[[Paths], Any]
 Verifier = Callable[[str, str], bool]
-FLOATS = ("logprobs", "entropy", "confidence")
+ALWAYS = {"logprobs", "processed_logprobs", "entropy"}
 
 
 class Events:
@@ -198,7 +198,7 @@ def unpack(packed: Record, rows: int, vocab: int) -> Drawn:
     }
     tokens = arrays.pop("tokens")
     fits = all(array.size == rows for array in (tokens, *arrays.values()))
-    if not fits or not set(arrays) <= set(FLOATS) or not {"logprobs", "entropy"} <= set(arrays):
+    if not fits or not ALWAYS <= set(arrays) <= ALWAYS | {"confidence"}:
         raise ValueError
     if tokens.size and not -1 <= int(tokens.min()) <= int(tokens.max()) < vocab:
         raise ValueError

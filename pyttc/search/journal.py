@@ -18,7 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-FORMAT, VERSION = "pyttc journal", 1
+FORMAT, VERSION = "pyttc journal", 2
 MAX_LINE = 1 << 28  # bytes
 Record = dict[str, Any]
 
