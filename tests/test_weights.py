@@ -16,6 +16,7 @@ from pyttc.engine import Engine, Unsupported, llama
 from pyttc.engine.rows import RowsLinear
 from tests import tiny_models
 from tests.common import same
+from tests.pages import check_engine
 
 PROMPT = [3, 5, 7, 11] * 12
 BIASED = {"attention_bias": True, "mlp_bias": True}
@@ -188,6 +189,27 @@ def test_a_model_of_another_kind_is_refused(change: Any, tmp_path: Path) -> None
     for call in (lambda: engine.prefill(PROMPT), lambda: paths.decode(max_new_tokens=1)):
         with pytest.raises(ValueError, match="^model: .* as when the engine was made"):
             call()
+
+
+def test_a_move_that_fails_half_way_is_made_up_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, model = engine_of("qwen2", tmp_path)
+    replaced(engine, model, other(model.state_dict()))
+    right, take = theirs(model), llama.Room.take
+    calls = iter(range(6))
+
+    def failing(*given: Any) -> torch.Tensor:
+        if next(calls, None) is None:
+            raise MemoryError("test")
+        return take(*given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(llama.Room, "take", failing)
+        with pytest.raises(MemoryError, match="test"):
+            engine.prefill(PROMPT)
+    torch.testing.assert_close(logits(engine), right, rtol=0, atol=2e-4 * float(right.std()))
+    check_engine(engine)
 
 
 def test_a_model_in_memory_is_used_as_it_is(tmp_path: Path) -> None:
