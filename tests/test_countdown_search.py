@@ -243,17 +243,21 @@ def test_shipped_models_solve(model):
         assert sum(bool(result.verified) for result in found) >= least
 
 
-def test_the_strategy_of_the_readme_runs(engine):
+@pytest.mark.parametrize("n", [1, 2, 4, 32])
+def test_the_strategy_of_the_readme_runs(engine, n):
     readme = (Path(__file__).parent.parent / "README.md").read_text()
     (block,) = (b for b in re.findall(r"```python\n(.*?)```", readme, re.S) if "def run(" in b)
     assert len(block.splitlines()) <= 25
     names: dict = {}
     exec(compile(block, "README.md", "exec"), names)  # noqa: S102
-    found = pyttc.solve(
-        engine, PROMPTS, names["Halving"](), pyttc.Budget(tokens=2500), **countdown.options()
-    )
-    ends = {node.end for node in found[0].tree.nodes}
-    assert "dropped" in ends and 0 < found[0].tokens <= 2500 and any(r.answer for r in found)
+    assert names["Halving"]().n == 32
+    for prompts in (PROMPTS, PROMPTS[:1]):
+        found = pyttc.solve(
+            engine, prompts, names["Halving"](n), pyttc.Budget(tokens=2500), **countdown.options()
+        )
+        ends = {node.end for node in found[0].tree.nodes}
+        assert ("dropped" in ends) == (n > 1) and 0 < found[0].tokens <= 2500
+        assert n < 32 or any(result.answer for result in found)
 
 
 @pytest.mark.nightly

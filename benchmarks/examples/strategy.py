@@ -22,7 +22,7 @@ class Halving:
         paths = run.fork(run.root, self.n)
         while run.open(paths).any():
             run.step(paths)
-            scores = run.score(paths, search.mean_logprob).numpy()
+            scores = run.score(paths, search.mean_logprob)
             run.rank(paths, scores)  # those that came to their end, as answers
             yield paths
             paths = run.select(paths, self.better_half(run, paths, scores))

@@ -25,7 +25,7 @@ def tally(
 
     An answer is anything hashable, None no vote. Ties go to the answer given first.
     """
-    weights = np.ones(len(paths)) if score is None else run.score(paths, score).numpy()
+    weights = np.ones(len(paths)) if score is None else run.score(paths, score)
     votes: dict[int, dict[Any, float]] = defaultdict(lambda: defaultdict(float))
     first: dict[tuple[int, Any], int] = {}
     nodes = run.nodes(paths)

@@ -33,7 +33,7 @@ class ParticleFilter:
         draw = np.random.default_rng(run.seed)
         while run.open(paths).any():
             run.step(paths)
-            scores = run.score(paths, self.score).double().numpy()
+            scores = run.score(paths, self.score).astype(np.float64)
             run.rank(paths, scores)
             yield paths
             logs = np.log(np.clip(scores, 1e-12, 1e300))

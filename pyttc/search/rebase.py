@@ -29,7 +29,7 @@ class Rebase:
         width = np.full(len(run.root), self.width)
         while run.open(paths).any():
             run.step(paths)
-            scores = run.score(paths, self.score).double().numpy()
+            scores = run.score(paths, self.score).astype(np.float64)
             run.rank(paths, scores)
             yield paths
             width -= np.bincount(paths.prompt[run.finished(paths)], minlength=width.size)

@@ -9,7 +9,6 @@ from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from ..engine import Engine, Paths, history
 from ..engine.decode import EOS
@@ -20,6 +19,7 @@ from .tree import Node, SearchTree
 
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
+Floats = npt.NDArray[np.float32]
 End = tuple[int, int, int]  # prompt, path and the tokens it had written when it finished
 
 
@@ -170,8 +170,8 @@ class Run:
         self._record(paths, before)
         return paths
 
-    def score(self, paths: Paths, scorer: Scorer) -> torch.Tensor:
-        """float32 [N]: Paths.score, on record and on the bill.
+    def score(self, paths: Paths, scorer: Scorer) -> Floats:
+        """float32 [N]: Paths.score as an array, on record and on the bill.
 
         A step that holds the end of text and nothing else keeps the score of the step before it: scorers
         of steps are made for where steps end.
@@ -186,7 +186,7 @@ class Run:
                 if before is not None and not node.text and len(node.tokens) == 1:
                     scores[row] = before
                 node.score = scores[row]
-        return torch.tensor(scores)
+        return np.array(scores, np.float32)
 
     def rank(self, paths: Paths, scores: Any, among: Bools | None = None) -> None:
         """Offers paths (of those that finished, or of `among`) as answers: the best score so far leads."""
