@@ -1,5 +1,7 @@
 """Strategies on a tiny random model: budgets, determinism, the record, verifiers and tools."""
 
+import math
+
 import numpy as np
 import pytest
 
@@ -130,6 +132,41 @@ def test_a_budget_is_checked():
     with pytest.raises(ValueError, match="dollars_per_hour"):
         search.Budget(dollars=1)
     assert search.Budget(dollars=1, dollars_per_hour=3600).deadline == 1
+    assert search.Budget(tokens=np.int64(7)).tokens == 7
+    for name in ("tokens", "seconds", "flops", "dollars", "dollars_per_hour"):
+        for wrong in (True, "5", [5], -1, math.nan, math.inf, *([10.5, 7.0] * (name == "tokens"))):
+            with pytest.raises((TypeError, ValueError), match=f"^{name}: got .* number >= 0"):
+                search.Budget(**{name: wrong})
+
+
+def a_run(engine, budget, **options):
+    given = {"verify": None, "tool": None, "delimiter": None, "max_new_tokens": 50, "seed": 0}
+    given |= {"stop_when_verified": True, "sampling": {}, **options}
+    return search.Run(engine, PROMPTS[:1], budget, **given)
+
+
+@pytest.mark.parametrize("limit", ["tokens", "flops"])
+def test_what_no_token_fits_ends_the_run(engine, limit):
+    """Whatever is left of a limit, be it less than a token."""
+    run = a_run(engine, search.Budget(tokens=20, flops=1e12))
+    paths = run.fork(run.root, 2)
+    if limit == "tokens":
+        run.meter.tokens += 0.5  # what a budget of whole numbers does not come to
+        run.meter.tokens += 19
+    else:
+        run.meter.flops = run.meter.budget.flops - 1
+    assert len(list(run.finish(paths))) <= 1 and run.stopped == limit and not run.open(paths).any()
+
+
+def test_a_step_may_leave_paths_where_they_are(engine):
+    run = a_run(engine, search.Budget())
+    paths = run.step(run.fork(run.root, 3), max_new_tokens=[0, 2, 5])
+    assert paths.new_lengths.tolist() == [0, 2, 5]
+    assert len(list(run.finish(paths, max_new_tokens=0))) == 1  # and not for ever
+    for wrong in ([1, 2], -1, 1.5):
+        with pytest.raises((TypeError, ValueError), match="^max_new_tokens: got"):
+            run.step(paths, max_new_tokens=wrong)
+    assert paths.new_lengths.tolist() == [0, 2, 5]
 
 
 def test_pass_at_k_is_the_mean_over_subsets():
@@ -149,9 +186,7 @@ def test_small_parts():
 
 
 def test_appended_text_obeys_the_budget(engine):
-    options = {"verify": None, "tool": None, "delimiter": None, "max_new_tokens": 50, "seed": 0}
-    budget = search.Budget(tokens=5)
-    run = search.Run(engine, PROMPTS[:1], budget, stop_when_verified=True, sampling={}, **options)
+    run = a_run(engine, search.Budget(tokens=5))
     paths = run.fork(run.root, 2)
     run.append(paths, ["!", "!" * 40])
     assert paths.text() == ["!", ""] and run.meter.tokens == 1

@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass
+from numbers import Integral, Real
+from operator import index
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -20,6 +23,10 @@ class Budget:
     Tokens and FLOPs are obeyed before they are spent: a step that would pass the limit is shortened, so
     no run exceeds them, but for the prompts, which are always read, and what a scorer of one's own adds.
     Seconds and dollars are looked at after every decoding step.
+
+    Raises:
+        TypeError, ValueError: for anything but a whole number of tokens and finite numbers of the rest, all
+            of them >= 0, and for dollars without a price.
     """
 
     tokens: int | None = None
@@ -31,8 +38,8 @@ class Budget:
     def __post_init__(self) -> None:
         for name in ("tokens", "seconds", "flops", "dollars", "dollars_per_hour"):
             value = getattr(self, name)
-            if value is not None and not (value >= 0 and math.isfinite(value)):
-                raise ValueError(f"{name}: got {value!r}, expected a finite number >= 0 or None")
+            if value is not None:
+                object.__setattr__(self, name, limit(name, value))
         if self.dollars is not None and not self.dollars_per_hour:
             raise ValueError(
                 f"dollars_per_hour: got {self.dollars_per_hour!r}, expected the machine's price, since "
@@ -46,6 +53,22 @@ class Budget:
         if self.dollars is not None and self.dollars_per_hour:
             bought = self.dollars / self.dollars_per_hour * 3600
         return min(bought, math.inf if self.seconds is None else self.seconds)
+
+
+def limit(name: str, value: Any) -> int | float:
+    """A limit of a budget, if it can be one."""
+    whole = name == "tokens"
+    kind: Any = Integral if whole else Real
+    expected = f"a {'whole' if whole else 'finite'} number >= 0 or None"
+    if isinstance(value, bool) or not isinstance(value, kind):
+        raise TypeError(f"{name}: got {value!r}, expected {expected}")
+    try:
+        found = index(value) if whole else float(value)
+    except OverflowError:
+        found = math.inf
+    if not 0 <= found < math.inf:
+        raise ValueError(f"{name}: got {value!r:.40}, expected {expected}")
+    return found
 
 
 class Meter:

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..engine import Engine, Paths, history
+from ..engine.arguments import for_each, whole_numbers
 from ..engine.decode import EOS
 from .budget import Budget, Meter
 from .events import Events, Scorer, Verifier
@@ -78,7 +79,7 @@ class Run:
         self.tree = SearchTree(list(prompts))
         self.root = engine.prefill(list(prompts), seed=seed, salt=salt)
         self.events.prefilled(self.cost)
-        self.limit = max_new_tokens or engine.max_length
+        self.limit = engine.max_length if max_new_tokens is None else max_new_tokens
         self.meter.spend(0, self.root.cost.ran.flops)
         count = len(prompts)
         self.solved, self.solved_after = np.zeros(count, bool), np.full(count, np.nan)
@@ -203,21 +204,36 @@ class Run:
         self.best[prompt], self._best_rank[prompt] = node, np.inf
 
     def finish(self, paths: Paths, **sampling: Any) -> Iterator[Paths]:
-        """Steps until no path can go on; yields after each step."""
-        while self.open(paths).any():
-            yield self.step(paths, **sampling)
+        """Steps until no path can go on, or none did; yields after each step."""
+        moved = True
+        while moved and self.open(paths).any():
+            before = paths.new_lengths
+            self.step(paths, **sampling)
+            moved = bool((paths.new_lengths != before).any())
+            yield paths
 
-    def step(self, paths: Paths, max_new_tokens: int | None = None, **sampling: Any) -> Paths:
+    def step(
+        self,
+        paths: Paths,
+        max_new_tokens: int | Sequence[int] | Ints | None = None,
+        **sampling: Any,
+    ) -> Paths:
         """Decodes each open path to the next delimiter, tool replies included, and never past the budget.
 
         Paths that end are verified, and where that ends a prompt's search its other paths stop at once.
+
+        Args:
+            max_new_tokens: in this step, for all or for each path; 0 leaves a path where it is, None: no
+                other limit than the path's own.
+            sampling: what differs from the run's, as temperature=0.0.
         """
         options = {**self.sampling, **sampling}
         before = paths.new_lengths
         stops = [stop for stop in (self.delimiter, self.tool and self.tool.until) if stop]
         left = np.where(self.open(paths), self.limit - before, 0)
         if max_new_tokens is not None:
-            left = np.minimum(left, max_new_tokens)
+            most = whole_numbers("max_new_tokens", max_new_tokens, 0)
+            left = np.minimum(left, for_each("max_new_tokens", most, len(paths)))
         try:
             while (share := self._share(paths, left)).any():
                 lengths = paths.new_lengths
@@ -308,14 +324,15 @@ class Run:
             return np.zeros_like(wanted)
         running = np.flatnonzero(wanted)
         budget, meter = self.meter.budget, self.meter
-        rest = np.inf if budget.tokens is None else budget.tokens - meter.tokens
+        fits = {"tokens": np.inf if budget.tokens is None else budget.tokens - meter.tokens}
         if budget.flops is not None:
             prices = self.engine.prices
             longest = int(paths.lengths[running].max()) + int(wanted[running].max())
             token = prices.body + prices.head + prices.attention * longest
-            rest = min(rest, (budget.flops - meter.flops - self._owed(paths)) // token)
-            if rest < 1:  # no room for another token
-                meter.cut = "flops"
+            fits["flops"] = (budget.flops - meter.flops - self._owed(paths)) // token
+        limit, rest = min(fits.items(), key=lambda each: each[1])
+        if rest < 1:  # no room for another token
+            meter.cut = limit
         if rest >= wanted.sum():
             return wanted
         each, more = divmod(int(max(rest, 0)), running.size)
