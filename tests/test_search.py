@@ -139,6 +139,12 @@ def test_a_budget_is_checked():
                 search.Budget(**{name: wrong})
 
 
+@pytest.mark.parametrize("wrong", [0, -1, 1.5, True, "5", [5]])
+def test_a_limit_of_no_tokens_is_refused(engine, wrong):
+    with pytest.raises((TypeError, ValueError), match="^max_new_tokens: got"):
+        search.solve(engine, PROMPTS, search.SampleN(2), max_new_tokens=wrong)
+
+
 def a_run(engine, budget, **options):
     given = {"verify": None, "tool": None, "delimiter": None, "max_new_tokens": 50, "seed": 0}
     given |= {"stop_when_verified": True, "sampling": {}, **options}

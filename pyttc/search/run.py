@@ -79,7 +79,7 @@ class Run:
         self.tree = SearchTree(list(prompts))
         self.root = engine.prefill(list(prompts), seed=seed, salt=salt)
         self.events.prefilled(self.cost)
-        self.limit = engine.max_length if max_new_tokens is None else max_new_tokens
+        self.limit: int = engine.max_length if max_new_tokens is None else max_new_tokens
         self.meter.spend(0, self.root.cost.ran.flops)
         count = len(prompts)
         self.solved, self.solved_after = np.zeros(count, bool), np.full(count, np.nan)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..engine import Engine
+from ..engine.arguments import whole_number
 from ..engine.decode import held_interrupts
 from . import asked
 from .budget import Budget
@@ -73,6 +74,8 @@ def stream(
     """
     texts = [prompts] if isinstance(prompts, str) else list(prompts)
     budget = budget or Budget()
+    if max_new_tokens is not None:
+        max_new_tokens = whole_number("max_new_tokens", max_new_tokens, 1)
     options = {
         "verify": verify,
         "tool": tool,
@@ -139,7 +142,7 @@ def solve(
         verify: (prompt, text) -> bool. Text comes from a model: parse it, never run it.
         tool: writes into paths, see `Tool`.
         delimiter: the text that ends a step; None: a path is one step.
-        max_new_tokens: of a path.
+        max_new_tokens: of a path, at least 1; None: up to the model's length.
         stop_when_verified: whether a verified path ends its prompt's search.
         seed: of all draws. The same seed gives the same result.
         salt: prompts share what they have in common with those of the same salt only, see
