@@ -145,6 +145,24 @@ def test_a_limit_of_no_tokens_is_refused(engine, wrong):
         search.solve(engine, PROMPTS, search.SampleN(2), max_new_tokens=wrong)
 
 
+def test_a_strategy_may_yield_nothing(engine):
+    """A bare yield is a step like any other."""
+
+    class Bare:
+        def run(self, run):
+            for paths in run.finish(run.fork(run.root, 2)):
+                run.rank(paths, np.zeros(2))
+                yield
+
+    class Given(Bare):
+        def run(self, run):
+            yield from (run.root for _ in super().run(run))
+
+    steps = [list(search.stream(engine, PROMPTS[0], kind(), **OPTIONS)) for kind in (Bare, Given)]
+    assert len(steps[0]) == len(steps[1]) > 2
+    assert steps[0][-1][0].tokens == steps[1][-1][0].tokens
+
+
 def a_run(engine, budget, **options):
     given = {"verify": None, "tool": None, "delimiter": None, "max_new_tokens": 50, "seed": 0}
     given |= {"stop_when_verified": True, "sampling": {}, **options}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -36,8 +36,9 @@ class Tool:
 class Strategy(Protocol):
     """How to search. A small frozen dataclass: its fields are its settings, its state lives in `run`."""
 
-    def run(self, run: Run) -> Iterator[Paths]:
-        """Searches from run.root. Yields the paths it holds after every step."""
+    def run(self, run: Run) -> Iterable[Paths | None]:
+        """Searches from run.root. Yields after every step, the paths it holds or nothing: what the run keeps
+        is in its record."""
         ...
 
 

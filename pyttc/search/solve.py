@@ -19,6 +19,8 @@ from .journal import Journal
 from .run import Run, Strategy, Tool
 from .tree import SearchTree
 
+END = object()  # of a strategy's steps, which may be None
+
 
 @dataclass
 class Result:
@@ -106,7 +108,7 @@ def stream(
                 **options,  # type: ignore[arg-type]
             )
         stack.callback(run.events.end)
-        steps = strategy.run(run)
+        steps = iter(strategy.run(run))
         try:
             while step(run, steps):
                 yield results(run)
@@ -122,7 +124,7 @@ def step(run: Run, steps: Iterator[Any]) -> bool:
     """Whether the strategy took another step. A Ctrl-C meanwhile is raised where the model has taken a
     token, or after the step, and nowhere between."""
     with held_interrupts() as run.check:
-        return next(steps, None) is not None
+        return next(steps, END) is not END
 
 
 def solve(
