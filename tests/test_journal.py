@@ -1,10 +1,15 @@
 """Journals: a run that goes on from one is the run that was never interrupted, and no other goes on."""
 
 import errno
+import functools
 import json
 import os
+import re
 import subprocess
 import sys
+import threading
+from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -429,3 +434,98 @@ def test_what_is_asked_for_is_described():
     first, second = (described(pyttc.LinearHead(torch.full((3,), w))) for w in (1.0, 2.0))
     assert first["weight"] != second["weight"] and first["is"].endswith("LinearHead")
     json.dumps([first, described(object()), described(lambda: 0)])
+
+
+class Plain:
+    """A strategy that is no dataclass."""
+
+    def __init__(self, n, keep):
+        self.n, self._keep = n, keep
+
+    def run(self, run):
+        paths = run.fork(run.root, self.n)
+        run.select(paths, np.concatenate([rows[: self._keep] for _, rows in run.groups(paths)]))
+        yield from run.finish(paths)
+
+
+class Slotted:
+    __slots__ = ("__hidden", "shown")
+
+    def __init__(self, hidden, shown):
+        self.__hidden, self.shown = hidden, shown
+
+
+class Listing(list):
+    pass
+
+
+def scaled(by):
+    def scorer(paths, power=by):
+        return paths.lengths * by**power
+
+    return scorer
+
+
+def answers(known):
+    def verifier(prompt, text):
+        return known.get(prompt) == text
+
+    return verifier
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda x: Plain(1, x),
+        lambda x: Slotted(x, 1),
+        lambda x: Slotted(1, x),
+        lambda x: Listing([x]),
+        lambda x: scaled(x),
+        lambda x: functools.partial(max, x),
+        lambda x: functools.lru_cache(scaled(x)),
+        lambda x: Plain(1, x).run,
+        lambda x: {x: 1}.get,
+        lambda x: lambda text, n=x: n,
+        lambda x: lambda text, *, n=(x,): n,
+        lambda x: re.compile(str(x)),
+        lambda x: {x},
+        lambda x: np.full(3, x),
+        lambda x: np.float32(x),
+        lambda x: Fraction(x, 7),
+        lambda x: Path(str(x)),
+        lambda x: bytes([x]),
+        lambda x: [torch.float32, torch.float16][x - 1],
+    ],
+)
+def test_what_differs_is_described_differently(make):
+    first, second = described(make(1)), described(make(2))
+    assert first != second and first == described(make(1))
+    json.dumps(first)
+
+
+def test_notes_of_a_function_and_what_holds_itself_are_no_matter():
+    assert described(answers({"a": 1})) == described(answers({}))
+    ring = Plain(1, 2)
+    ring.me = ring
+    assert described(ring)["me"].endswith("Plain")
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: (n for n in ()), threading.Lock, lambda: open(os.devnull)]
+)
+def test_what_cannot_be_compared_is_refused(engine, path, make):
+    held = make()
+    with pytest.raises(TypeError, match=r"^strategy.n: got a .*, expected something a journal can"):
+        pyttc.solve(engine, PROMPTS, Plain(held, 1), journal=path)
+    assert not path.exists()
+
+
+def test_a_curve_of_a_changed_strategy_is_measured_anew(engine, path):
+    def tokens(keep, **options):
+        makers = {"plain": lambda n: Plain(n, keep)}
+        options |= countdown.options()
+        (point,) = pyttc.curve(engine, PROMPTS, makers, sizes=(4,), **options)
+        return point.tokens
+
+    kept = [tokens(keep, journal=path) for keep in (1, 4, 1)]
+    assert kept == [tokens(keep) for keep in (1, 4, 1)] and kept[0] < kept[1]

@@ -2,52 +2,95 @@
 
 from __future__ import annotations
 
+import contextlib
+import copyreg
 import dataclasses
-import functools
 import hashlib
 import inspect
+import json
 import math
-from types import FunctionType, MethodType
+from collections.abc import Mapping
+from types import FunctionType, ModuleType
 from typing import Any
 
+import numpy as np
 import torch
 
-from ..engine import Engine, LinearHead
+from ..engine import Engine
 
 
-def described(value: Any, depth: int = 8) -> Any:
-    """Numbers and texts as they are; functions by name, with the functions they enclose; dataclasses
-    by their fields; tensors, heads and modules by a digest of their numbers; anything else by its type."""
+def described(value: Any, name: str = "", above: tuple[int, ...] = ()) -> Any:
+    """Numbers and texts as they are; functions by name, with what they enclose and have as defaults;
+    tensors, heads, modules and engines by a digest of their numbers; other objects by their type and what
+    they hold.
+
+    Raises:
+        TypeError: for what holds nothing that could be compared, such as a file or a generator.
+    """
     if value is None or isinstance(value, (bool, int, str)):
         return value
     if isinstance(value, float):
         return value if math.isfinite(value) else str(value)
-    if not depth:
-        return named(type(value))
-    inner = functools.partial(described, depth=depth - 1)
+    if id(value) in above:  # it holds itself
+        return named(value if hasattr(value, "__qualname__") else type(value))
+
+    def inner(one: Any, key: str = "") -> Any:
+        return described(one, ".".join(filter(None, (name, key))), (*above, id(value)))
+
+    if isinstance(value, bytes):
+        return f"bytes {hashlib.blake2b(value, digest_size=8).hexdigest()}"
     if isinstance(value, (list, tuple)):
         return [inner(one) for one in value]
-    if isinstance(value, dict):
-        return {str(key): inner(one) for key, one in value.items()}
+    if isinstance(value, (set, frozenset)):
+        return sorted((inner(one) for one in value), key=json.dumps)
+    if isinstance(value, Mapping):
+        return {str(key): inner(one, str(key)) for key, one in value.items()}
     if isinstance(value, torch.Tensor):
         return f"tensor {digest({'': value})}"
     if isinstance(value, torch.nn.Module):
         return {"is": named(type(value)), "digest": digest(dict(value.state_dict()))}
-    if isinstance(value, functools.partial):
-        return {"is": "partial", "of": inner([value.func, value.args, value.keywords])}
-    if isinstance(value, MethodType):
-        return {"is": named(value.__func__), "of": inner(value.__self__)}
+    if isinstance(value, Engine):
+        return model(value)
     if isinstance(value, FunctionType):
-        outside = inspect.getclosurevars(value).nonlocals
-        enclosed = {name: one for name, one in outside.items() if callable(one)}
-        return {"is": named(value), "with": inner(enclosed)} if enclosed else named(value)
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        held = {key: inner(one, key) for key, one in enclosed(value).items()}
+        return {"is": named(value), "with": held} if held else named(value)
+    if hasattr(value, "__wrapped__"):  # a function behind a cache
+        return inner(value.__wrapped__)
+    if callable(value) and hasattr(value, "__qualname__"):  # a class, a method, one of C
+        owner = getattr(value, "__self__", None)
+        alone = owner is None or isinstance(owner, ModuleType)
+        return named(value) if alone else {"is": named(value), "of": inner(owner)}
+    return {"is": named(type(value)), **inner(state(value, name))}
+
+
+def enclosed(function: FunctionType) -> dict[str, Any]:
+    """What a function was given when it was made, its defaults and what it encloses, but for lists,
+    dictionaries and the like, where it may keep notes."""
+    parameters = inspect.signature(function, follow_wrapped=False).parameters.items()
+    given = {key: one.default for key, one in parameters if one.default is not one.empty}
+    for key, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+        with contextlib.suppress(ValueError):  # a cell that is empty yet
+            given[key] = cell.cell_contents
+    fixed = (bool, int, float, str, bytes, tuple, frozenset, torch.Tensor, np.ndarray, np.generic)
+    return {key: one for key, one in given.items() if isinstance(one, fixed) or callable(one)}
+
+
+def state(value: Any, name: str) -> dict[str, Any]:
+    """What an object holds: the fields of a dataclass but for those of its own, `_name`; of others what a
+    copy of it would be made of."""
+    if dataclasses.is_dataclass(value):
         names = [each.name for each in dataclasses.fields(value) if each.name[0] != "_"]
-        attributes = {name: getattr(value, name) for name in names}
-    else:
-        attributes = vars(value) if isinstance(value, LinearHead) else {}
-    kind = value if hasattr(value, "__qualname__") else type(value)
-    return {"is": named(kind), **inner(attributes)} if attributes else named(kind)
+        return {key: getattr(value, key) for key in names}
+    reduce: Any = copyreg.dispatch_table.get(type(value))
+    try:
+        made = reduce(value) if reduce else value.__reduce_ex__(4)
+        _, given, held, *items = (*made, None) if isinstance(made, tuple) else (None, made, None)
+    except Exception:  # each type has its own
+        kind = named(type(value))
+        raise TypeError(f"{name}: got a {kind}, expected something a journal can compare") from None
+    others = [given, *(list(one) for one in items if one is not None)]
+    attributes = held if isinstance(held, dict) else {} if held is None else {"state": held}
+    return attributes if others == [(type(value),)] else {**attributes, "of": others}
 
 
 def named(thing: Any) -> str:

@@ -82,6 +82,8 @@ def curve(
         journal: a file that keeps each part that is done, a strategy with one number of paths on as many
             problems as `rows` allows. The same call again takes what is there as done; strategies and
             sizes may differ, JournalError where anything else does. An interrupted part is done again.
+            What is compared is said at `solve`: after a change to the code of a strategy, scorer or
+            verifier take another journal.
         **options: of `solve`: tool, delimiter, max_new_tokens, seed, temperature, ...
     """
     if not problems:
@@ -91,13 +93,14 @@ def curve(
     deadline = time.perf_counter() + (np.inf if seconds is None else seconds)
     options = {**options, "verify": verify, "stop_when_verified": False}
     with contextlib.ExitStack() as stack:
-        parts = Parts(None, "", options)
+        parts = Parts(None, "", {})
         if journal is not None:
             model = asked.model(engine)
+            compared = {key: one for key, one in options.items() if key not in ("salt", "on_step")}
             if not isinstance(journal, Journal):
-                request = {**model, "problems": list(problems), "rows": rows, **options}
+                request = {**model, "problems": list(problems), "rows": rows, **compared}
                 journal = stack.enter_context(Journal(journal, asked.described(request)))
-            parts = Parts(journal, model["model"], options)
+            parts = Parts(journal, model["model"], asked.described(compared))
         for name, make in strategies.items():
             independent = hasattr(make(sizes[-1]), "pick")
             for group in [list(sizes)] if independent else [[n] for n in sizes]:
@@ -123,7 +126,7 @@ class Parts:
     """The parts of a curve that are done, by what they are parts of."""
 
     def __init__(self, journal: Journal | None, model: str, options: dict[str, Any]) -> None:
-        self.journal, self.model, self.options = journal, model, asked.described(options)
+        self.journal, self.model, self.options = journal, model, options
         records = [r for r in (journal.records() if journal else ()) if "part" in r]
         self.known = {json.dumps(record["part"]): record.get("sums") for record in records}
 
@@ -138,7 +141,11 @@ class Parts:
         """The sums of a part, measured if they are not known; None where time was up before."""
         if self.journal is None:
             return measure()
-        part = {"model": self.model, "strategy": [name, asked.described(strategy)], "sizes": group}
+        part: dict[str, Any] = {
+            "model": self.model,
+            "strategy": [name, asked.described(strategy)],
+            "sizes": group,
+        }
         part |= {"problems": list(problems), "options": self.options}
         key = json.dumps(part)
         if key in self.known:

@@ -153,8 +153,11 @@ def solve(
         journal: a file that the run keeps of what it has done. The same call again, after a crash or a
             Ctrl-C, takes what is there as done and goes on: the results are those of one run that was
             not interrupted, bit for bit, and seconds are the sum. What the last second did may be done
-            again. It is the journal of this call alone: JournalError for any other (functions count as
-            equal by their names), and while another process uses it.
+            again. It is the journal of this call alone: JournalError for any other, and while another
+            process uses it. Functions count as equal by their names and by the numbers, texts, tensors and
+            functions that they enclose or have as defaults, objects by all that they hold (dataclasses:
+            by the fields without an underscore before them); code, globals, and lists or dictionaries that
+            a function encloses are not compared. TypeError for what cannot be, such as an open file.
         **sampling: temperature, top_k, top_p, min_p, confidence for `Paths.decode`.
 
     Returns:
