@@ -290,6 +290,46 @@ def test_a_curve_is_nested(model):
         next(pyttc.curve(engine, prompts, makers, sizes=(4, 1), **options))
 
 
+class Helped(search.SampleN):
+    """A strategy of one's own with a run of its own, whatever its other methods are called."""
+
+    def run(self, run):
+        paths = run.fork(run.root, self.n)
+        yield from run.finish(run.select(paths, self.keep(run, paths)))
+
+    def keep(self, run, paths):
+        return [rows[0] for _, rows in run.groups(paths)]
+
+
+class Picking:
+    def __init__(self, n):
+        self.n = n
+
+    def run(self, run):
+        yield from run.finish(run.fork(run.root, self.pick([3, 1, 2], 1)[0]))
+
+    def pick(self, scores, k):
+        return sorted(scores)[:k]
+
+
+class Choosing(search.SampleN):
+    def pick(self, tree, nodes):
+        return nodes[-1]
+
+
+def test_a_curve_runs_the_run_of_a_strategy_that_is_not_independent(model):
+    engine = pyttc.Engine.from_pretrained(model)
+    options = {"seed": 5, **countdown_search.options()}
+    prompts = [prompt(PROBLEMS[0])]
+    makers = {kind.__name__: kind for kind in (Helped, Picking, Choosing, search.SampleN)}
+    points = list(pyttc.curve(engine, prompts, makers, sizes=(1, 8), **options))
+    tokens = {(point.strategy, point.n): point.tokens for point in points}
+    assert (
+        tokens["Helped", 8] == tokens["Helped", 1] == tokens["Picking", 8] == tokens["SampleN", 1]
+    )
+    assert tokens["Choosing", 8] == tokens["SampleN", 8] > tokens["SampleN", 1]
+
+
 def test_help_is_quick_and_needs_no_engine():
     code = "import sys; from pyttc import cli\ntry: cli.main(['solve', '--help'])\nexcept SystemExit: pass\n"
     code += "assert 'transformers' not in sys.modules and 'matplotlib' not in sys.modules"

@@ -5,6 +5,7 @@ from .best_of_n import BestOfN
 from .budget import Budget
 from .curve import Point, curve
 from .greedy import Greedy
+from .independent import Independent
 from .majority import AdaptiveConsistency, EarlyStopping, Majority
 from .particle_filter import ParticleFilter
 from .rebase import Rebase
@@ -25,6 +26,7 @@ __all__ = [
     "DVTS",
     "EarlyStopping",
     "Greedy",
+    "Independent",
     "Majority",
     "ParticleFilter",
     "Point",

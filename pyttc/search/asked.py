@@ -90,7 +90,13 @@ def state(value: Any, name: str) -> dict[str, Any]:
         raise TypeError(f"{name}: got a {kind}, expected something a journal can compare") from None
     others = [given, *(list(one) for one in items if one is not None)]
     attributes = held if isinstance(held, dict) else {} if held is None else {"state": held}
-    return attributes if others == [(type(value),)] else {**attributes, "of": others}
+    plain = (
+        len(others) == 1
+        and isinstance(given, tuple)
+        and given[0] is type(value)
+        and given[1:] == ()
+    )
+    return attributes if plain else {**attributes, "of": others}
 
 
 def named(thing: Any) -> str:

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 
 from ..engine import Paths
 from .events import Scorer
+from .independent import Independent
 from .run import Run
 from .scores import Aggregate, mean_logprob, of_line, over_steps
 from .tree import SearchTree
 
 
 @dataclass(frozen=True)
-class BestOfN:
+class BestOfN(Independent):
     """`n` independent paths, ranked by `score` (of the whole path, or over its steps).
 
     Source: Cobbe et al. (arXiv 2110.14168); over steps, Lightman et al. (arXiv 2305.20050).

@@ -19,6 +19,7 @@ from ..engine import Engine, Paths
 from . import asked
 from .budget import Budget
 from .events import Scorer, Verifier
+from .independent import is_independent
 from .journal import Journal, JournalError
 from .run import Run, Strategy
 from .solve import Result, stream
@@ -67,7 +68,7 @@ def curve(
 ) -> Iterator[Point]:
     """Measures strategies at several numbers of paths; yields each point as soon as it is there.
 
-    Independent paths (a strategy with `pick`) are drawn once, at the largest size, in waves that end at
+    The paths of an `Independent` strategy are drawn once, at the largest size, in waves that end at
     each size: a run with 64 paths contains those with 1, 4 and 16. Its accuracy at n is the mean over all
     paths of the run, its cost that of the waves up to n. Other strategies run once a size. No path is
     stopped because another was verified.
@@ -102,7 +103,7 @@ def curve(
                 journal = stack.enter_context(Journal(journal, asked.described(request)))
             parts = Parts(journal, model["model"], asked.described(compared))
         for name, make in strategies.items():
-            independent = hasattr(make(sizes[-1]), "pick")
+            independent = is_independent(make(sizes[-1]))
             for group in [list(sizes)] if independent else [[n] for n in sizes]:
                 totals = [Sums() for _ in group]
                 width = max(1, rows // group[-1])

@@ -12,6 +12,7 @@ import numpy as np
 
 from ..engine import Paths
 from .events import Scorer
+from .independent import Independent
 from .run import Run
 from .tree import SearchTree
 
@@ -42,7 +43,7 @@ def tally(
 
 
 @dataclass(frozen=True)
-class Majority:
+class Majority(Independent):
     """`n` independent paths; the answer most of them give, each vote weighted by `score` if there is one.
 
     Source: Wang et al., self-consistency (arXiv 2203.11171).

@@ -9,12 +9,13 @@ from itertools import pairwise
 import numpy as np
 
 from ..engine import Paths
+from .independent import Independent
 from .run import Run
 from .tree import SearchTree
 
 
 @dataclass(frozen=True)
-class SampleN:
+class SampleN(Independent):
     """`n` independent paths; with a verifier the first verified one ends the prompt's search.
 
     With `waves` = (4, 16), the first 4 are finished first, then 12 more for the prompts that are not
