@@ -80,6 +80,16 @@ def test_solve_continues_any_prompt(capsys, model):
     )
 
 
+def test_a_prompt_that_nothing_ends_says_what_does(capsys, model):
+    arguments = ["solve", "--model", model, "--prompt", "8,4,2>16:", "--n", "8"]
+    said = ran(capsys, *arguments, "--max-tokens", "2", "--temperature", "0")[1]
+    assert "1 of 1: no path came to its end" in said and "--until" in said
+    until = ["--until", "=", "--until", r"\n", "--json"]
+    (row,) = json.loads(ran(capsys, *arguments, *until)[1])["rows"]
+    assert row["finished"] and row["answer"].endswith("=")
+    assert "--until" not in ran(capsys, *arguments, "--until", r"\x3d")[1]
+
+
 @pytest.mark.parametrize(
     "arguments, named_in",
     [
@@ -95,6 +105,8 @@ def test_solve_continues_any_prompt(capsys, model):
         (["solve", "8,9", "17", "--model", "/nowhere"], "/nowhere"),
         (["solve", "8,9", "17", "--save", "/nowhere/run.json"], "--save"),
         (["solve", "8,9", "17", "--prompt", "x"], "--prompt"),
+        (["solve", "8,9", "17", "--until", ""], "--until: got an empty text"),
+        (["solve", "8,9", "17", "--until", "a\\"], "--until: got"),
         (["show", "/nowhere.json"], "/nowhere.json"),
         (["curve", "--strategies", "thinking"], "thinking"),
         (["curve", "--sizes", "4,1"], "--sizes"),

@@ -87,6 +87,37 @@ def test_stop_strings_span_tokens(no_eos: Engine) -> None:
     assert "until" in paths.ended and no_eos.tokenizer.convert_tokens_to_ids("xq") is None
 
 
+def test_a_text_of_eos_ends_a_path_for_good_whatever_calls_and_forks_it_spans(
+    no_eos: Engine,
+) -> None:
+    ids = [no_eos.tokenizer.convert_tokens_to_ids(t) for t in ("x", "q", "z")]
+    words = torch.zeros(10, dtype=torch.int32)
+    for token in ids:
+        words[token // 32] |= 1 << token % 32
+    how: dict[str, Any] = {"eos": "xqz", "mask": words}
+    root = no_eos.prefill("the")
+    whole = root.fork(32, seed=3).decode(max_new_tokens=60, **how)
+    parts = root.fork(32, seed=3)
+    for _ in range(30):
+        parts.decode(max_new_tokens=2, until="q", **how)
+    for text, other, end in zip(whole.text(), parts.text(), whole.ended, strict=True):
+        assert text.endswith("xqz") == ("xqz" in text) == (end == "eos")
+        assert other == text[: len(other)]
+    assert (
+        set(parts.ended) == {"eos", "until", "length"}
+        and (parts.done == (np.array(parts.ended) == "eos")).all()
+    )
+    forked = root.append("xq").fork(32).decode(max_new_tokens=1, **how)
+    assert [end == "eos" for end in forked.ended] == [t == "xqz" for t in forked.text()]
+    assert "eos" in forked.ended
+    forced = (
+        root.append("z;").fork(32).decode(max_new_tokens=1, **how)
+    )  # "xqz;": it is not what was decoded
+    assert "eos" not in forced.ended
+    with pytest.raises(TypeError, match="^eos: got"):
+        root.decode(eos=[1.5])
+
+
 def test_stop_tokens_and_lengths_are_each_paths_own(no_eos: Engine) -> None:
     limits = np.arange(16)
     paths = no_eos.prefill("the").fork(16, seed=0).decode(max_new_tokens=limits)

@@ -163,6 +163,65 @@ def test_a_strategy_may_yield_nothing(engine):
     assert steps[0][-1][0].tokens == steps[1][-1][0].tokens
 
 
+@pytest.fixture
+def no_eos(engine, monkeypatch):
+    monkeypatch.setattr(engine, "eos", [])
+    return engine
+
+
+@pytest.mark.parametrize("until", ["e", ["e", "t"]])
+@pytest.mark.parametrize(
+    "name", ["sample_n", "majority", "beam", "rebase", "particles", "revision"]
+)
+def test_until_ends_a_path_as_the_model_would(no_eos, name, until):
+    """A model without an end of text: what its paths write is verified and answers."""
+    asked = []
+
+    def verify(prompt, text):
+        asked.append(text)
+        return len(asked) == 5
+
+    options = {"until": until, "delimiter": "h", "max_new_tokens": 400, "verify": verify}
+    *_, results = search.stream(no_eos, PROMPTS, STRATEGIES[name], **options)
+    tree = results[0].tree
+    assert len(asked) >= 5 and sum(result.verified for result in results) == 1
+    assert all(any(stop in text for stop in until) for text in asked)
+    for index, node in enumerate(tree.nodes):
+        if node.end == "eos":
+            assert any(stop in tree.text(index) for stop in until)
+            assert node.verified is not None or results[node.prompt].verified
+    assert all(result.finished for result in results if result.answer is not None)
+
+
+def test_until_counts_for_curves_and_journals(no_eos, tmp_path):
+    makers = {"sample": search.SampleN, "best": lambda n: search.BestOfN(n, half)}
+    options = {"until": "e", "max_new_tokens": 100, "journal": tmp_path / "curve"}
+    points = list(
+        search.curve(no_eos, PROMPTS, makers, verify=lambda p, t: "e" in t, sizes=(1, 4), **options)
+    )
+    assert [point.solved[0] for point in points] == [1.0] * 4 == [p.chosen[0] for p in points]
+    options = {"max_new_tokens": 100, "journal": tmp_path / "run"}
+    search.solve(no_eos, PROMPTS, search.SampleN(2), until="e", **options)
+    with pytest.raises(ValueError, match='until is "e" there and "t" here'):
+        search.solve(no_eos, PROMPTS, search.SampleN(2), until="t", **options)
+    for wrong in ("", 1.5, [""], -1, [None]):
+        with pytest.raises((TypeError, ValueError), match="^until: got"):
+            search.solve(no_eos, PROMPTS, search.SampleN(2), until=wrong)
+
+
+def test_where_no_path_finished_one_that_was_cut_is_the_answer(no_eos):
+    ends = []
+    for until in (None, "e"):
+        result = search.solve(
+            no_eos, PROMPTS[0], STRATEGIES["best_of_n"], until=until, max_new_tokens=9
+        )
+        ends.append(result.tree.nodes[result.best].end)
+        assert result.finished == (ends[-1] == "eos") and result.answer == result.tree.text(
+            result.best
+        )
+    assert ends == ["length", "eos"]
+
+
 def a_run(engine, budget, **options):
     given = {"verify": None, "tool": None, "delimiter": None, "max_new_tokens": 50, "seed": 0}
     given |= {"stop_when_verified": True, "sampling": {}, **options}

@@ -31,6 +31,17 @@ def number(low: float, kind: Callable[[str], Any] = int) -> Callable[[str], Any]
     return parse
 
 
+def unescaped(given: str) -> str:
+    r"""An argparse type: a text, in which \n and other escapes stand for what a shell cannot say."""
+    try:
+        found = given.encode("latin-1", "backslashreplace").decode("unicode_escape")
+    except UnicodeDecodeError as error:
+        raise argparse.ArgumentTypeError(f"got {given!r:.40}: {error.reason}") from None
+    if not found:
+        raise argparse.ArgumentTypeError("got an empty text, expected one that can be met")
+    return found
+
+
 def add_model(parser: argparse.ArgumentParser, help: str) -> None:
     parser.add_argument("--model", metavar="DIR", help=help)
     parser.add_argument("--device", help="cpu or cuda; a GPU where there is one")

@@ -23,6 +23,7 @@ from .common import (
     load_engine,
     model_folder,
     number,
+    unescaped,
     writing,
 )
 
@@ -31,7 +32,8 @@ ROLLOUTS = 1024
 EXAMPLES = """examples:
   pyttc solve                                        test puzzles, with the largest model that comes along
   pyttc solve 23,45,67,12 57 --strategy beam --seconds 20
-  pyttc solve --model DIR --prompt "2 + 2 =" --n 16  any checkpoint
+  pyttc solve --model DIR --prompt "2 + 2 =" --until "\\n" --n 16
+                                                     any checkpoint, up to the end of the line
 """
 
 
@@ -56,7 +58,16 @@ def add(commands: Any) -> None:
     parser.add_argument("--temperature", type=number(0, float), default=1.0)
     parser.add_argument("--max-tokens", type=number(1), help="of a path")
     parser.add_argument(
-        "--delimiter", help="text that ends a step, for strategies that search by steps"
+        "--until",
+        action="append",
+        type=unescaped,
+        metavar="TEXT",
+        help=r"ends a path, as the model's own end does: '\n'; may be given several times",
+    )
+    parser.add_argument(
+        "--delimiter",
+        type=unescaped,
+        help="text that ends a step, for strategies that search by steps",
     )
     parser.add_argument("--seed", type=number(0), default=0)
     parser.add_argument(
@@ -168,6 +179,7 @@ def job(args: argparse.Namespace, puzzles: list[Problem], folder: Path) -> Job:
         raise BadInput(f"--strategy: {error}") from None
     options |= {"max_new_tokens": args.max_tokens} if args.max_tokens else {}
     options |= {"delimiter": args.delimiter} if args.delimiter else {}
+    options |= {"until": args.until} if args.until else {}
     if not puzzles and not args.max_tokens:
         options["max_new_tokens"] = 256
     about = {"model": folder.name, "strategy": name, "n": str(args.n), "seed": str(args.seed)}
@@ -224,7 +236,8 @@ def summary(work: Job, found: list[Any]) -> dict[str, Any]:
         answer = result.answer
         if answer is not None:
             answer = steps_shown(answer) if work.problems else answer
-        row = {"puzzle": name, "answer": answer, "verified": result.verified, "paths": leaves[i]}
+        row = {"puzzle": name, "answer": answer, "finished": result.finished}
+        row |= {"verified": result.verified, "paths": leaves[i]}
         seconds = result.solved_after or result.seconds
         row |= {"tokens": tokens[i], "seconds": round(seconds, 3)}
         if result.best >= 0:

@@ -49,6 +49,11 @@ def sentences(report: dict[str, Any]) -> list[str]:
         )
         hopeless = [row["puzzle"] for row in report["rows"] if row["solvable"] is False]
         said += [f"{puzzle} has no solution, as the exact solver knows" for puzzle in hopeless]
+    elif cut := sum(not row["finished"] for row in report["rows"]):
+        said.append(
+            f"{cut} of {len(report['rows'])}: no path came to its end, and what is shown was cut off; raise "
+            "--max-tokens, or name a text that ends a path with --until"
+        )
     if report["stopped"]:
         said.append(f"stopped: {report['stopped']}; these are the best so far")
     return said

@@ -36,6 +36,7 @@ LONG_RUN = 2000  # tokens from which a bar is shown on a terminal
 def decode(
     paths: Paths,
     until: Until,
+    eos: Until,
     max_new_tokens: Any,
     sampling: dict[str, Any],
     mask: torch.Tensor | None,
@@ -48,6 +49,7 @@ def decode(
     engine, device, n = paths.engine, paths.engine.device, len(paths)
     engine.model.follow()
     stops = Stops(until, engine.tokenizer, engine.model.vocab)
+    final = Stops(eos, engine.tokenizer, engine.model.vocab, "eos")
     is_eos = np.zeros(engine.model.vocab, bool)
     is_eos[[token for token in engine.eos if token < is_eos.size]] = True
     room = engine.max_length - paths.lengths
@@ -84,6 +86,8 @@ def decode(
             ends[room[running] <= decoded[running] + 1] = CONTEXT
             ends[limit[running] <= decoded[running] + 1] = LENGTH
             ends[stops.met(tokens, paths.segment, own, decoded[running])] = UNTIL
+            if eos is not None:
+                ends[final.met(tokens, paths.segment, own, paths.new_lengths[running])] = EOS
             ends[is_eos[tokens]] = EOS
             paths.segment.reserve(own, np.ones_like(own))
             # the step is whole from here on

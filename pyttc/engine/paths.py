@@ -100,6 +100,7 @@ class Paths(PathState):
         until: Until = None,
         max_new_tokens: int | Sequence[int] | None = None,
         *,
+        eos: Until = None,
         temperature: Any = 1.0,
         top_k: Any = 0,
         top_p: Any = 1.0,
@@ -118,6 +119,8 @@ class Paths(PathState):
                 for in what this call decodes.
             max_new_tokens: at most so many tokens in this call, for all or for each path; None: up
                 to the model's length.
+            eos: stop strings or token ids that end a path for good, as the model's own end of text
+                does; strings may have begun in what the path wrote before this call.
             temperature, top_k, top_p, min_p: as for `pyttc.sample`; a number, or one for each path.
             mask: int32 [N, ceil(V / 32)] or [ceil(V / 32)], the tokens allowed, as for
                 `pyttc.sample`.
@@ -139,7 +142,7 @@ class Paths(PathState):
         """
         sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
         options = mask, confidence, stop_if, progress, source
-        decode(self, until, max_new_tokens, sampling, *options)
+        decode(self, until, eos, max_new_tokens, sampling, *options)
         return self
 
     @synchronized

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .history import Segment
+from .history import Segment, tail
 
 Until = None | int | str | Sequence[int] | Sequence[str]
 _ends: dict[tuple[int, str], tuple[Any, npt.NDArray[np.bool_]]] = {}
@@ -40,24 +40,27 @@ class Stops:
     A string is looked for in the text of the tokens this call decoded, and ends the path with the
     token that completes it. A token that holds a whole stop ends its path at sight; the text of a path
     is only looked at where its new token may complete a stop that began before.
+
+    Raises:
+        TypeError, ValueError: which name the argument, `name`.
     """
 
-    def __init__(self, until: Until, tokenizer: Any, vocab: int) -> None:
+    def __init__(self, until: Until, tokenizer: Any, vocab: int, name: str = "until") -> None:
         if isinstance(until, (int, np.integer, str)):
             until = (until,)  # type: ignore[assignment]
         if isinstance(until, (bytes, bytearray)) or not isinstance(until, Iterable | None):
-            raise TypeError(f"until: got {until!r}, expected texts or token ids")
+            raise TypeError(f"{name}: got {until!r}, expected texts or token ids")
         items: list[Any] = [] if until is None else list(until)
         self.strings = [item for item in items if isinstance(item, str)]
         tokens = [item for item in items if not isinstance(item, str)]
         if any(isinstance(t, bool) or not isinstance(t, (int, np.integer)) for t in tokens):
-            raise TypeError(f"until: got {tokens}, expected texts or token ids")
+            raise TypeError(f"{name}: got {tokens}, expected texts or token ids")
         if "" in self.strings:
-            raise ValueError("until: got an empty string, expected text that can be met")
+            raise ValueError(f"{name}: got an empty string, expected text that can be met")
         if any(not 0 <= token < vocab for token in tokens):
-            raise ValueError(f"until: got {tokens}, expected token ids from 0 to {vocab - 1}")
+            raise ValueError(f"{name}: got {tokens}, expected token ids from 0 to {vocab - 1}")
         if self.strings and tokenizer is None:
-            raise ValueError(f"until: got {self.strings}, but this engine has no tokenizer")
+            raise ValueError(f"{name}: got {self.strings}, but this engine has no tokenizer")
         self.tokenizer = tokenizer
         self.is_stop = np.zeros(vocab, bool)
         self.is_stop[tokens] = True
@@ -74,19 +77,20 @@ class Stops:
         tokens: npt.NDArray[np.int32],
         segment: Segment,
         rows: npt.NDArray[np.int64],
-        decoded: npt.NDArray[np.int64],
+        before: npt.NDArray[np.int64],
     ) -> npt.NDArray[np.bool_]:
-        """Which of the paths at `rows` are at a stop with one more token each, after decoded[i] others of
-        this call."""
+        """Which of the paths at `rows` are at a stop with one more token each, where one may have begun in
+        the before[i] tokens before it."""
         met: npt.NDArray[np.bool_] = self.is_stop[tokens]
         if self.strings:
             for i in np.flatnonzero(self.may_end[tokens] & ~met).tolist():
-                count = int(segment.count[rows[i]])
-                first = max(count - int(decoded[i]), count + 1 - self.reach, 0)
-                new = [*segment.tokens[rows[i], first:count].tolist(), int(tokens[i])]
-                text = self.tokenizer.decode([*self.lead, *new])
+                size = min(int(before[i]), self.reach - 1)
+                known = [*self.lead, *tail(segment, rows[i : i + 1], np.array([size])).tolist()]
+                text = self.tokenizer.decode([*known, int(tokens[i])])
+                # a text that was forced may hold a stop: the one that counts ends in the new token
                 start = len(self.tokenizer.decode(self.lead))
-                met[i] = any(text.find(stop, start) >= 0 for stop in self.strings)
+                ends = [text.rfind(s, start) + len(s) for s in self.strings if s in text[start:]]
+                met[i] = max(ends, default=0) > len(self.tokenizer.decode(known).rstrip("\ufffd"))
         return met
 
 

@@ -85,7 +85,7 @@ def curve(
             sizes may differ, JournalError where anything else does. An interrupted part is done again.
             What is compared is said at `solve`: after a change to the code of a strategy, scorer or
             verifier take another journal.
-        **options: of `solve`: tool, delimiter, max_new_tokens, seed, temperature, ...
+        **options: of `solve`: tool, until, delimiter, max_new_tokens, seed, temperature, ...
     """
     if not problems:
         raise ValueError("problems: got none, expected at least one prompt")

@@ -12,7 +12,8 @@ import numpy.typing as npt
 
 from ..engine import Engine, Paths, history
 from ..engine.arguments import for_each, whole_numbers
-from ..engine.decode import EOS
+from ..engine.decode import CONTEXT, EOS
+from ..engine.stops import Until
 from .budget import Budget, Meter
 from .events import Events, Scorer, Verifier
 from .journal import Journal
@@ -62,6 +63,7 @@ class Run:
         *,
         verify: Verifier | None,
         tool: Tool | None,
+        until: Until = None,
         delimiter: str | None,
         max_new_tokens: int | None,
         stop_when_verified: bool,
@@ -72,7 +74,7 @@ class Run:
         journal: Journal | None = None,
     ) -> None:
         self.engine, self.verify, self.tool, self.seed = engine, verify, tool, seed
-        self.delimiter, self.sampling = delimiter, sampling
+        self.until, self.delimiter, self.sampling = until, delimiter, sampling
         self.stop_when_verified, self.on_step = stop_when_verified, on_step
         self.check: Callable[[], None] = lambda: None  # raises a Ctrl-C that was put off
         self.meter = Meter(budget)
@@ -85,7 +87,7 @@ class Run:
         count = len(prompts)
         self.solved, self.solved_after = np.zeros(count, bool), np.full(count, np.nan)
         self.best = np.full(count, -1)
-        self._best_rank = np.full(count, -np.inf)
+        self._best_rank = [(False, -np.inf)] * count  # whether it finished, and its score
         self._node: dict[tuple[int, int], int] = {}  # of each path, the last step on record
         self._ended: set[tuple[int, int]] = set()
         self._verdict: dict[End, bool] = {}  # of paths that finished within this step
@@ -123,7 +125,7 @@ class Run:
         return can
 
     def finished(self, paths: Paths) -> Bools:
-        """Which paths came to an end of their own, and were not cut off."""
+        """Which paths came to an end of their own, the model's or `until`, and were not cut off."""
         return np.array([end == "eos" for end in paths.ended], bool)
 
     def groups(self, paths: Paths) -> Iterator[tuple[int, Ints]]:
@@ -191,18 +193,20 @@ class Run:
         return np.array(scores, np.float32)
 
     def rank(self, paths: Paths, scores: Any, among: Bools | None = None) -> None:
-        """Offers paths (of those that finished, or of `among`) as answers: the best score so far leads."""
+        """Offers paths as answers: of those that finished (or of `among`) the best score so far leads. While
+        a prompt has none of these, paths do that have no room to go on."""
         values = np.asarray(scores, np.float64)
         chosen = self.finished(paths) if among is None else among
-        for row in np.flatnonzero(chosen & ~np.isnan(values)).tolist():
-            prompt = int(paths.prompt[row])
-            if values[row] > self._best_rank[prompt]:
-                self._best_rank[prompt] = values[row]
+        cut = (paths.new_lengths >= self.limit) | (paths.ends == CONTEXT)
+        for row in np.flatnonzero((chosen | cut) & (values > -np.inf)).tolist():
+            prompt, rank = int(paths.prompt[row]), (bool(chosen[row]), float(values[row]))
+            if rank > self._best_rank[prompt]:
+                self._best_rank[prompt] = rank
                 self.best[prompt] = self._node.get((prompt, int(paths.path_ids[row])), -1)
 
     def choose(self, prompt: int, node: int) -> None:
         """Makes a node the prompt's answer, whatever is ranked before or after."""
-        self.best[prompt], self._best_rank[prompt] = node, np.inf
+        self.best[prompt], self._best_rank[prompt] = node, (True, np.inf)
 
     def finish(self, paths: Paths, **sampling: Any) -> Iterator[Paths]:
         """Steps until no path can go on, or none did; yields after each step."""
@@ -263,7 +267,7 @@ class Run:
         try:
             source = partial(self.events.draw, paths)
             hooks: dict[str, Any] = {"stop_if": self._watch, "source": source, "progress": False}
-            paths.decode(stops or None, limits, **hooks, **options)
+            paths.decode(stops or None, limits, eos=self.until, **hooks, **options)
         finally:
             written = int(paths.new_lengths.sum()) - tokens
             self.meter.spend(written, self.cost.ran.flops - flops)

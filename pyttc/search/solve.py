@@ -12,6 +12,7 @@ from typing import Any
 from ..engine import Engine
 from ..engine.arguments import whole_number
 from ..engine.decode import held_interrupts
+from ..engine.stops import Stops, Until
 from . import asked
 from .budget import Budget
 from .events import Verifier
@@ -27,8 +28,9 @@ class Result:
     """What a search found for one prompt.
 
     Attributes:
-        answer: the text of the best path: verified, or else the one the strategy prefers; None if no path
-            came to an end.
+        answer: the text of the best path: verified, or else of those that came to their end the one the
+            strategy prefers, or else of those cut at max_new_tokens, if it ranks paths; None without any.
+        finished: whether that path came to its end, and was not cut.
         best: its last step in `tree`, -1 for none.
         verified: what the verifier says of it; None without a verifier.
         tree: every path of the run (of all prompts), with scores and why it ended.
@@ -40,6 +42,7 @@ class Result:
 
     prompt: str
     answer: str | None
+    finished: bool
     best: int
     verified: bool | None
     tree: SearchTree
@@ -60,6 +63,7 @@ def stream(
     *,
     verify: Verifier | None = None,
     tool: Tool | None = None,
+    until: Until = None,
     delimiter: str | None = None,
     max_new_tokens: int | None = None,
     stop_when_verified: bool = True,
@@ -76,11 +80,13 @@ def stream(
     """
     texts = [prompts] if isinstance(prompts, str) else list(prompts)
     budget = budget or Budget()
+    Stops(until, engine.tokenizer, engine.model.vocab)
     if max_new_tokens is not None:
         max_new_tokens = whole_number("max_new_tokens", max_new_tokens, 1)
     options = {
         "verify": verify,
         "tool": tool,
+        "until": until,
         "delimiter": delimiter,
         "max_new_tokens": max_new_tokens,
         "stop_when_verified": stop_when_verified,
@@ -143,6 +149,8 @@ def solve(
         budget: of all prompts together: what one does not need goes to the others.
         verify: (prompt, text) -> bool. Text comes from a model: parse it, never run it.
         tool: writes into paths, see `Tool`.
+        until: texts (or token ids), one or several, that end a path as the model's own end of text does: it
+            is verified and may be the answer, and what it met is the last of its text.
         delimiter: the text that ends a step; None: a path is one step.
         max_new_tokens: of a path, at least 1; None: up to the model's length.
         stop_when_verified: whether a verified path ends its prompt's search.
@@ -181,6 +189,7 @@ def results(run: Run) -> list[Result]:
             Result(
                 prompt=text,
                 answer=answer,
+                finished=node >= 0 and run.tree.nodes[node].end == "eos",
                 best=node,
                 verified=verified,
                 tree=run.tree,

@@ -17,10 +17,10 @@ class Node:
         text, tokens: what was written, appended tokens too.
         logprob: sum of the log-probabilities of its sampled tokens.
         score: what the strategy's scorer said of the path up to here, None if it was not asked.
-        end: why the path stopped here for good; "" if it went on. "eos", "length", "context", "invalid": as
-            for Paths; "dropped": not selected; "tool": the tool refused it; "room": no room for the tool's
-            reply; "solved": another path of its prompt was verified; else the budget's limit, or
-            "interrupted".
+        end: why the path stopped here for good; "" if it went on. "eos": it met the model's end of text, or
+            a text of `until`; "length", "context", "invalid": as for Paths; "dropped": not selected; "tool":
+            the tool refused it; "room": no room for the tool's reply; "solved": another path of its prompt
+            was verified; else the budget's limit, or "interrupted".
         verified: what the verifier said of the whole path, None if it was not asked.
     """
 
