@@ -1,6 +1,7 @@
 """Sandbox: whatever a text does to the process that reads it, it fails alone."""
 
 import gc
+import math
 import os
 import signal
 import socket
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 from pyttc import search
+from pyttc.search.events import verdicts
 from pyttc.search.sandbox import Sandbox
 from pyttc.tasks import countdown_search as countdown
 from pyttc.tasks.countdown_text import verify
@@ -122,7 +124,24 @@ def test_a_function_that_cannot_be_imported_is_named(function, said):
         Sandbox(function)("", "")
 
 
+@pytest.mark.parametrize("wrong", [5, None, ["a:b"], True])
+def test_a_function_that_is_none_is_named(wrong):
+    with pytest.raises(ValueError, match="^function: got .*, expected module:function"):
+        Sandbox(wrong)
+
+
+def test_a_verifier_in_a_sandbox_says_yes_with_true_or_one_only(sandbox):
+    texts = [
+        f"answer = {x}"
+        for x in ("True", "1", "1.0", "0", "0.5", "-1", "7", "float('nan')", "'yes'")
+    ]
+    assert verdicts(sandbox, [("", text) for text in texts]) == [True] * 3 + [False] * 6
+
+
 def test_limits_are_checked():
+    for wrong in ({"seconds": "1"}, {"memory": 1.5}, {"texts": True}, {"seconds": math.nan}):
+        with pytest.raises(ValueError, match=f"^{next(iter(wrong))}: got"):
+            Sandbox(verify, **wrong)
     for name in ("seconds", "memory", "texts"):
         with pytest.raises(ValueError, match=f"{name}: got 0"):
             Sandbox(verify, **{name: 0})

@@ -1,12 +1,15 @@
 """Strategies on a tiny random model: budgets, determinism, the record, verifiers and tools."""
 
 import math
+import re
 
 import numpy as np
 import pytest
+import torch
 
 import pyttc
 from pyttc import search
+from pyttc.search.events import verdicts
 from pyttc.search.majority import leader_holds
 from pyttc.search.particle_filter import systematic
 from pyttc.search.rebase import shares
@@ -220,6 +223,103 @@ def test_where_no_path_finished_one_that_was_cut_is_the_answer(no_eos):
             result.best
         )
     assert ends == ["length", "eos"]
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        ({"budget": 100}, "budget: got 100, expected a pyttc.Budget"),
+        ({"budget": {"tokens": 5}}, "budget: got {'tokens': 5}, expected a pyttc.Budget"),
+        ({"tool": 3}, "tool: got 3, expected a search.Tool"),
+        ({"tool": search.Tool("", len)}, "tool.until: got an empty string"),
+        ({"strategy": None}, "strategy: got None, expected a strategy, such as"),
+        ({"strategy": "beam"}, "strategy: got 'beam', expected a strategy"),
+        ({"strategy": search.SampleN}, "strategy: got <class .*, expected a strategy"),
+        ({"prompts": [1, 2, 3]}, r"prompts: got \[1, 2, 3\], expected a text or several"),
+        ({"prompts": None}, "prompts: got None, expected a text or several"),
+        ({"prompts": []}, "prompts: got none"),
+        ({"seed": -1}, "seed: got -1"),
+        ({"seed": 1.5}, "seed: got 1.5"),
+        ({"temprature": 1.0}, "temprature: no option of a search; .* temperature, top_k"),
+        ({"temperature": -1.0}, "temperature: got"),
+        ({"temperature": "hot"}, "temperature: got 'hot'"),
+        ({"top_p": math.nan}, "top_p: got"),
+        ({"confidence": -1}, "confidence: got -1"),
+        ({"verify": 3}, "verify: got 3, expected a function"),
+        ({"on_step": 3}, "on_step: got 3, expected a function"),
+        ({"delimiter": 3}, "delimiter: got 3, expected a text"),
+        ({"delimiter": ""}, "delimiter: got '', expected a text"),
+        ({"engine": "gpt2"}, "engine: got 'gpt2', expected a pyttc.Engine"),
+    ],
+)
+def test_a_wrong_argument_is_named_before_anything_runs(engine, monkeypatch, change, said):
+    given = {"engine": engine, "prompts": PROMPTS, "strategy": search.SampleN(2), **change}
+    monkeypatch.setattr(engine, "prefill", None)
+    with pytest.raises((TypeError, ValueError), match=f"^{said}"):
+        search.solve(**given)
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        ({"sizes": 4}, "sizes: got 4, expected rising"),
+        ({"sizes": (1, 2.5)}, "sizes: got 2.5"),
+        ({"sizes": (0, 1)}, "sizes: got 0"),
+        ({"sizes": ()}, r"sizes: got \[\], expected rising"),
+        ({"strategies": [search.SampleN]}, "strategies: got .*, expected names and functions"),
+        ({"strategies": search.SampleN(4)}, "strategies: got .*, expected names and functions"),
+        (
+            {"strategies": {"a": search.SampleN(4)}},
+            r"strategies\['a'\]: got .*, expected a function",
+        ),
+        ({"strategies": {"a": lambda n: n}}, r"strategies\['a'\]\(1\): got 1, expected a strategy"),
+        ({"problems": [1]}, r"problems: got \[1\], expected a text or several"),
+        ({"problems": []}, "problems: got none"),
+        ({"verify": None}, "verify: got None, expected a function"),
+        ({"rows": 0}, "rows: got 0"),
+        ({"seconds": "1"}, "seconds: got '1'"),
+        ({"temprature": 1.0}, "temprature: no option"),
+        ({"max_new_tokens": 0}, "max_new_tokens: got 0"),
+    ],
+)
+def test_a_wrong_argument_of_a_curve_is_named_before_anything_runs(
+    engine, monkeypatch, tmp_path, change, said
+):
+    monkeypatch.setattr(engine, "prefill", None)
+    given = {
+        "problems": PROMPTS,
+        "strategies": {"a": search.SampleN},
+        "verify": len,
+        "sizes": (1, 2),
+    }
+    with pytest.raises((TypeError, ValueError), match=f"^{said}"):
+        list(search.curve(engine, **{**given, "journal": tmp_path / "x", **change}))
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("given", [True, 1, 1.0, np.True_, np.float32(1), torch.tensor(True)])
+def test_verdicts_are_bools_or_one_and_zero(given):
+    pairs = [("a", "b")]
+    assert verdicts(lambda p, t: given, pairs) == [True]
+    assert verdicts(lambda p, t: given * 0, pairs) == [False] == verdicts(lambda p, t: None, pairs)
+    for wrong in (math.nan, "no", "", 0.5, -1, 2, [], torch.ones(2), re.match("a", "a")):
+        with pytest.raises(ValueError, match="^verify: gave .* for 'b', expected True or False"):
+            verdicts(lambda p, t, wrong=wrong: wrong, pairs)
+
+
+def test_a_strategy_without_steps_and_a_misspelt_step_are_named(engine):
+    class Silent:
+        def run(self, run):
+            run.finish(run.root)
+
+    class Misspelt:
+        def run(self, run):
+            yield run.step(run.fork(run.root, 2), temprature=0.0)
+
+    with pytest.raises(TypeError, match=r"^Silent.run: got None, expected"):
+        search.solve(engine, PROMPTS, Silent())
+    with pytest.raises(TypeError, match="^temprature: no option"):
+        search.solve(engine, PROMPTS, Misspelt())
 
 
 def a_run(engine, budget, **options):

@@ -27,6 +27,8 @@ def described(value: Any, name: str = "", above: tuple[int, ...] = ()) -> Any:
     Raises:
         TypeError: for what holds nothing that could be compared, such as a file or a generator.
     """
+    if isinstance(value, np.generic):
+        value = value.item()
     if value is None or isinstance(value, (bool, int, str)):
         return value
     if isinstance(value, float):

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from ..engine import Engine, Paths
-from . import asked
+from ..engine.arguments import whole_number
+from . import asked, checks
 from .budget import Budget
 from .events import Scorer, Verifier
 from .independent import is_independent
@@ -76,7 +77,7 @@ def curve(
     Args:
         problems: prompts, which share a batch as far as `rows` paths go.
         strategies: a name and what makes the strategy with n paths a prompt.
-        verify: (prompt, text) -> bool.
+        verify: (prompt, text) -> bool, as for `solve`.
         sizes: numbers of paths, rising.
         seconds: for everything; a point that is not finished by then is not there.
         dollars_per_hour: the machine's price.
@@ -87,10 +88,14 @@ def curve(
             verifier take another journal.
         **options: of `solve`: tool, until, delimiter, max_new_tokens, seed, temperature, ...
     """
-    if not problems:
-        raise ValueError("problems: got none, expected at least one prompt")
-    if not sizes or list(sizes) != sorted({max(1, n) for n in sizes}):
-        raise ValueError(f"sizes: got {list(sizes)}, expected rising numbers >= 1")
+    problems, sizes = checks.texts("problems", problems), checks.sizes(sizes)
+    checks.makers(strategies)
+    checks.expect("verify", verify, callable(verify), "a function of (prompt, text)")
+    checks.search(engine, Budget(seconds=seconds, dollars_per_hour=dollars_per_hour), options)
+    rows = whole_number("rows", rows, 1)
+    for name, make in strategies.items():
+        for n in sizes:
+            checks.strategy(make(n), f"strategies[{name!r}]({n})")
     deadline = time.perf_counter() + (np.inf if seconds is None else seconds)
     options = {**options, "verify": verify, "stop_when_verified": False}
     with contextlib.ExitStack() as stack:

@@ -22,13 +22,15 @@ from ..engine.cost import Cost, Work
 from ..engine.decode import Drawn
 from ..engine.replay import skip
 from .budget import Meter
+from .checks import verdict
 from .journal import Journal, JournalError, Record
+from .sandbox import Sandbox
 from .saved import plain
 
 SECONDS = 1.0  # of work that a crash may lose
 Value = TypeVar("Value")
 Scorer = Callable[[Paths], Any]
-Verifier = Callable[[str, str], bool]
+Verifier = Callable[[str, str], bool | int | float | None]
 ALWAYS = {"logprobs", "processed_logprobs", "entropy"}
 
 
@@ -116,9 +118,8 @@ class Events:
         return scores
 
     def verify(self, verify: Verifier, pairs: list[tuple[str, str]]) -> list[bool]:
-        """What a verifier says of each (prompt, text), all at once where it can do that."""
-        many = getattr(verify, "many", lambda pairs: [verify(*pair) for pair in pairs])
-        found = self.recall("verify", lambda: [bool(one) for one in many(pairs)])
+        """What a verifier says of each (prompt, text)."""
+        found = self.recall("verify", lambda: verdicts(verify, pairs))
         if not isinstance(found, list) or [type(one) for one in found] != [bool] * len(pairs):
             raise self.damaged(f"verdicts that are not on {len(pairs)} texts")
         return found
@@ -215,6 +216,18 @@ def scored(paths: Paths, scorer: Scorer) -> Record:
     with paths.lock:
         through = bool((paths.engine.cache.lengths(paths.leaves) == paths.lengths).all())
     return {"scores": [plain(one) for one in scores], "through": through, **bill(paths.cost)}
+
+
+def verdicts(verify: Verifier, pairs: list[tuple[str, str]]) -> list[bool]:
+    """What a verifier says of each (prompt, text), in a sandbox of all at once.
+
+    Raises:
+        ValueError: for anything but True and False, 1 and 0, and None; in a sandbox, whose function a text
+            may have got hold of, that is no.
+    """
+    if isinstance(verify, Sandbox):
+        return [value == 1 for value in verify.many(pairs)]
+    return [verdict(verify(*pair), *pair) for pair in pairs]
 
 
 def bill(cost: Cost) -> Record:

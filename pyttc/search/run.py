@@ -15,6 +15,7 @@ from ..engine.arguments import for_each, whole_numbers
 from ..engine.decode import CONTEXT, EOS
 from ..engine.stops import Until
 from .budget import Budget, Meter
+from .checks import sampling_names
 from .events import Events, Scorer, Verifier
 from .journal import Journal
 from .tree import Node, SearchTree
@@ -232,6 +233,7 @@ class Run:
                 other limit than the path's own.
             sampling: what differs from the run's, as temperature=0.0.
         """
+        sampling_names(sampling)
         options = {**self.sampling, **sampling}
         before = paths.new_lengths
         stops = [stop for stop in (self.delimiter, self.tool and self.tool.until) if stop]

@@ -13,6 +13,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,8 @@ class Sandbox:
     wall time a text, so many bytes of memory, no new processes or threads, no files it could write, an
     empty environment, and namespaces of its own, without a network and without sight of other processes. A
     text with which it does not end in time, raises, dies, or answers anything but a number is failed
-    (False, as a score -inf), and no other text feels it.
+    (False, as a score -inf), and no other text feels it. As a verifier it says yes with True or 1, and no
+    with any other number.
 
     Where the kernel refuses namespaces to this user a warning says so: then the network is not cut off, and
     the function could send signals to the user's other processes. Files it may read are never hidden from
@@ -59,16 +61,20 @@ class Sandbox:
     _child: Child | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        if callable(self.function):
+        if callable(self.function) and hasattr(self.function, "__qualname__"):
             self.function = f"{self.function.__module__}:{self.function.__qualname__}"
-        module, _, name = self.function.partition(":")
-        if not module or not name or module == "__main__" or "<" in name:
+        module, _, name = str(self.function).partition(":")
+        known = isinstance(self.function, str) and module and name
+        if not known or module == "__main__" or "<" in name:
             raise ValueError(
                 f"function: got {self.function!r}, expected module:function, to be imported elsewhere"
             )
         for name in ("seconds", "memory", "texts"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}: got {getattr(self, name)!r}, expected a number > 0")
+            value: Any = getattr(self, name)
+            kind: Any = Real if name == "seconds" else Integral
+            if isinstance(value, bool) or not isinstance(value, kind) or not value > 0:
+                what = "a number" if name == "seconds" else "a whole number"
+                raise ValueError(f"{name}: got {value!r}, expected {what} > 0")
 
     def __call__(self, prompt: str, text: str) -> Value | None:
         return self.many([(prompt, text)])[0]
@@ -104,7 +110,7 @@ class Sandbox:
                 said = child.receive(self.seconds + GRACE)
                 if not isinstance(said, list):
                     raise OSError  # it is gone, or out of its mind
-                number = said and isinstance(said[0], (bool, int, float))
+                number = said and isinstance(said[0], (bool, int, float)) and said[0] == said[0]
                 found.append(said[0] if number else None)
         except OSError:
             self.close()

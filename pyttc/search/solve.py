@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..engine import Engine
-from ..engine.arguments import whole_number
 from ..engine.decode import held_interrupts
-from ..engine.stops import Stops, Until
-from . import asked
+from ..engine.stops import Until
+from . import asked, checks
 from .budget import Budget
 from .events import Verifier
 from .journal import Journal
@@ -78,12 +77,9 @@ def stream(
     A KeyboardInterrupt (Ctrl-C) while it decodes still yields the best so far, with all that was written
     on record and stopped = "interrupted", and is raised when the next is asked for.
     """
-    texts = [prompts] if isinstance(prompts, str) else list(prompts)
-    budget = budget or Budget()
-    Stops(until, engine.tokenizer, engine.model.vocab)
-    if max_new_tokens is not None:
-        max_new_tokens = whole_number("max_new_tokens", max_new_tokens, 1)
-    options = {
+    texts = checks.texts("prompts", prompts)
+    checks.strategy(strategy)
+    options: dict[str, Any] = {
         "verify": verify,
         "tool": tool,
         "until": until,
@@ -91,8 +87,10 @@ def stream(
         "max_new_tokens": max_new_tokens,
         "stop_when_verified": stop_when_verified,
         "seed": seed,
-        "sampling": sampling,
     }
+    checks.search(engine, budget, {**options, "on_step": on_step, **sampling})
+    options["sampling"] = sampling
+    budget = budget or Budget()
     with contextlib.ExitStack() as stack:
         held = None
         if journal is not None:
@@ -111,10 +109,14 @@ def stream(
                 salt=salt,  # a secret, and no part of what a journal says was asked
                 on_step=on_step,
                 journal=held,
-                **options,  # type: ignore[arg-type]
+                **options,
             )
         stack.callback(run.events.end)
-        steps = iter(strategy.run(run))
+        found = strategy.run(run)
+        checks.expect(
+            f"{type(strategy).__name__}.run", found, isinstance(found, Iterable), "steps: a yield"
+        )
+        steps = iter(found)
         try:
             while step(run, steps):
                 yield results(run)
@@ -147,14 +149,15 @@ def solve(
         prompts: one text or several.
         strategy: how to search, such as `Beam(score=head, width=16)`.
         budget: of all prompts together: what one does not need goes to the others.
-        verify: (prompt, text) -> bool. Text comes from a model: parse it, never run it.
+        verify: (prompt, text) -> bool, or 1 or 0, or None for a text that it fails on. Text comes from a
+            model: parse it, never run it.
         tool: writes into paths, see `Tool`.
         until: texts (or token ids), one or several, that end a path as the model's own end of text does: it
             is verified and may be the answer, and what it met is the last of its text.
         delimiter: the text that ends a step; None: a path is one step.
         max_new_tokens: of a path, at least 1; None: up to the model's length.
         stop_when_verified: whether a verified path ends its prompt's search.
-        seed: of all draws. The same seed gives the same result.
+        seed: of all draws, at least 0. The same seed gives the same result.
         salt: prompts share what they have in common with those of the same salt only, see
             `Engine.prefill`. No token depends on it; budgets of FLOPs and seconds count what ran.
         on_step: called after every token, with the `Run`.
@@ -166,10 +169,14 @@ def solve(
             functions that they enclose or have as defaults, objects by all that they hold (dataclasses:
             by the fields without an underscore before them); code, globals, and lists or dictionaries that
             a function encloses are not compared. TypeError for what cannot be, such as an open file.
-        **sampling: temperature, top_k, top_p, min_p, confidence for `Paths.decode`.
+        **sampling: temperature, top_k, top_p, min_p, mask, confidence for `Paths.decode`.
 
     Returns:
         A `Result` for one prompt, a list of them for several.
+
+    Raises:
+        TypeError, ValueError: for a wrong argument, named, before anything runs; where a verifier or scorer
+            gives what is none of the above.
     """
     *_, last = stream(engine, prompts, strategy, budget, **options)
     return last[0] if isinstance(prompts, str) else last
