@@ -52,6 +52,7 @@ def test_every_op_is_timed_at_a_shape_of_ones_own(
         (["--op", "flash"], "invalid choice: 'flash'"),
         (["--op", "sample", "--prefix", "4"], "--prefix: sample has --rows, --columns"),
         (["--op", "sample", "--rows", "x"], "--rows: got 'x', expected a whole number"),
+        (["--op", "topk_score", "--rows", "0"], "--rows: got '0', expected a whole number >= 1"),
         (["--op", "sample", "--dtype", "int4"], "got 'int4', expected one of float32"),
         (["--op", "store_kv", "--step", "x"], "step: got 'x', expected decode or prefill"),
         (["--op", "topk_score", "--columns", "3"], "topk_score cannot run at that shape"),

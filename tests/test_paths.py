@@ -103,16 +103,12 @@ def test_a_text_of_eos_ends_a_path_for_good_whatever_calls_and_forks_it_spans(
     for text, other, end in zip(whole.text(), parts.text(), whole.ended, strict=True):
         assert text.endswith("xqz") == ("xqz" in text) == (end == "eos")
         assert other == text[: len(other)]
-    assert (
-        set(parts.ended) == {"eos", "until", "length"}
-        and (parts.done == (np.array(parts.ended) == "eos")).all()
-    )
+    assert set(parts.ended) == {"eos", "until", "length"}
+    assert parts.done.tolist() == [end == "eos" for end in parts.ended]
     forked = root.append("xq").fork(32).decode(max_new_tokens=1, **how)
     assert [end == "eos" for end in forked.ended] == [t == "xqz" for t in forked.text()]
     assert "eos" in forked.ended
-    forced = (
-        root.append("z;").fork(32).decode(max_new_tokens=1, **how)
-    )  # "xqz;": it is not what was decoded
+    forced = root.append("z;").fork(32).decode(max_new_tokens=1, **how)  # behind "xqz;"
     assert "eos" not in forced.ended
     with pytest.raises(TypeError, match="^eos: got"):
         root.decode(eos=[1.5])

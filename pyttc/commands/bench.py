@@ -71,7 +71,12 @@ def readers(default: Any) -> Callable[[str], Any]:
         return dtype
     if isinstance(default, tuple):
         return numbers
-    return number(0, type(default)) if isinstance(default, (int, float)) else str
+    if isinstance(default, (int, float)):
+        least = (
+            1 if isinstance(default, int) and default else 0
+        )  # of nothing there is nothing to time
+        return number(least, type(default))
+    return str
 
 
 def shape_of(op: str) -> str:
