@@ -153,7 +153,8 @@ def solve(
             model: parse it, never run it.
         tool: writes into paths, see `Tool`.
         until: texts (or token ids), one or several, that end a path as the model's own end of text does: it
-            is verified and may be the answer, and what it met is the last of its text.
+            is verified and may be the answer. The token that completes one is its last and stays in its
+            text.
         delimiter: the text that ends a step; None: a path is one step.
         max_new_tokens: of a path, at least 1; None: up to the model's length.
         stop_when_verified: whether a verified path ends its prompt's search.
