@@ -10,14 +10,16 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from ..engine import Engine, Paths, history
+from ..engine import Engine, Paths
 from ..engine.arguments import for_each, whole_numbers
 from ..engine.decode import CONTEXT, EOS
 from ..engine.stops import Until
+from .allowance import fits, share
 from .budget import Budget, Meter
 from .checks import sampling_names
 from .events import Events, Scorer, Verifier
 from .journal import Journal
+from .texts import decoded, encoded, written
 from .tree import Node, SearchTree
 
 Ints = npt.NDArray[np.int64]
@@ -164,10 +166,12 @@ class Run:
 
     def append(self, paths: Paths, texts: Sequence[str], *, keep_eos: bool = True) -> Paths:
         """Paths.append of one text a path, within the budget and on record."""
-        before, fits = paths.new_lengths, self._fits(paths)
-        ids = self._ids(self.events.texts("append", lambda: list(texts), len(paths)))
+        before, fit = paths.new_lengths, fits(self.meter, paths)
+        ids = encoded(
+            self.engine.tokenizer, self.events.texts("append", lambda: list(texts), len(paths))
+        )
         # what there is no room for is left out
-        fitting = [one if one and fits(row, len(one)) else [] for row, one in enumerate(ids)]
+        fitting = [one if one and fit(row, len(one)) else [] for row, one in enumerate(ids)]
         paths.append(fitting, keep_eos=keep_eos)
         for key, one in zip(self.keys(paths), fitting, strict=True):
             if one:
@@ -242,13 +246,13 @@ class Run:
             most = whole_numbers("max_new_tokens", max_new_tokens, 0)
             left = np.minimum(left, for_each("max_new_tokens", most, len(paths)))
         try:
-            while (share := self._share(paths, left)).any():
+            while (limits := share(self.meter, paths, left)).any():
                 lengths = paths.new_lengths
-                decoded = self._decode(paths, share, stops, options) - lengths
+                wrote = self._decode(paths, limits, stops, options) - lengths
                 ended = np.array(paths.ended)
-                replied = self._use_tool(paths, (share > 0) & (ended == "until"))
+                replied = self._use_tool(paths, (limits > 0) & (ended == "until"))
                 go_on = ((ended == "length") | replied) & ~self.solved[paths.prompt]
-                left = np.where(go_on, left - decoded, 0)
+                left = np.where(go_on, left - wrote, 0)
         except BaseException as error:  # what an interrupted step has written is not lost
             self.events.end()
             if isinstance(error, KeyboardInterrupt):
@@ -271,82 +275,9 @@ class Run:
             hooks: dict[str, Any] = {"stop_if": self._watch, "source": source, "progress": False}
             paths.decode(stops or None, limits, eos=self.until, **hooks, **options)
         finally:
-            written = int(paths.new_lengths.sum()) - tokens
-            self.meter.spend(written, self.cost.ran.flops - flops)
+            spent = int(paths.new_lengths.sum()) - tokens
+            self.meter.spend(spent, self.cost.ran.flops - flops)
         return paths.new_lengths
-
-    def _owed(self, paths: Paths) -> float:
-        """FLOPs of taking the tokens that have not been through the model there: a score or the next
-        token will cost them."""
-        with self.engine.lock:
-            before = self.engine.cache.lengths(paths.leaves)
-        return self.engine.prices.pass_flops(before, paths.lengths - before)
-
-    def _fits(self, paths: Paths) -> Callable[[int, int], bool]:
-        """A function of (row, tokens): whether so many may be appended there, which it then spends."""
-        limited = self.meter.budget.flops is not None
-        owed = self._owed(paths) if limited else 0.0
-
-        def fits(row: int, size: int) -> bool:
-            nonlocal owed
-            length, price = int(paths.lengths[row]), 0.0
-            if limited:
-                price = self.engine.prices.pass_flops(np.array([length]), np.array([size]))
-            if length + size > self.engine.max_length or not self.meter.affords(size, owed + price):
-                return False
-            owed += price
-            self.meter.spend(size, 0.0)
-            return True
-
-        return fits
-
-    def _texts(self, paths: Paths, rows: Ints) -> list[str]:
-        """What the paths at `rows` wrote."""
-        written = history.read(paths.segment, paths.rows[rows], "tokens")
-        return self._decoded([tokens.tolist() for tokens in written])
-
-    def _decoded(self, ids: list[list[int]]) -> list[str]:
-        """The text of each list of tokens; equal ones are decoded once."""
-        distinct = list(dict.fromkeys(map(tuple, ids)))
-        if not distinct:
-            return []
-        texts = self.engine.tokenizer.batch_decode(distinct, skip_special_tokens=True)
-        known = dict(zip(distinct, texts, strict=True))
-        return [known[tuple(one)] for one in ids]
-
-    def _ids(self, texts: Sequence[str | None]) -> list[list[int]]:
-        """The tokens of each text; equal ones are encoded once."""
-        distinct = list(dict.fromkeys(text for text in texts if text))
-        if not distinct:
-            return [[] for _ in texts]
-        ids = self.engine.tokenizer(distinct, add_special_tokens=False)["input_ids"]
-        known = dict(zip(distinct, ids, strict=True))
-        return [known[text] if text else [] for text in texts]
-
-    def _share(self, paths: Paths, left: Ints) -> Ints:
-        """How many of the tokens they may still write paths get at once, so that all of them together stay
-        within the budget: an equal share, and one more for the first."""
-        wanted = np.maximum(left, 0)
-        if self.stopped or not wanted.any():
-            return np.zeros_like(wanted)
-        running = np.flatnonzero(wanted)
-        budget, meter = self.meter.budget, self.meter
-        fits = {"tokens": np.inf if budget.tokens is None else budget.tokens - meter.tokens}
-        if budget.flops is not None:
-            prices = self.engine.prices
-            longest = int(paths.lengths[running].max()) + int(wanted[running].max())
-            token = prices.body + prices.head + prices.attention * longest
-            fits["flops"] = (budget.flops - meter.flops - self._owed(paths)) // token
-        limit, rest = min(fits.items(), key=lambda each: each[1])
-        if rest < 1:  # no room for another token
-            meter.cut = limit
-        if rest >= wanted.sum():
-            return wanted
-        each, more = divmod(int(max(rest, 0)), running.size)
-        share = np.zeros_like(wanted)
-        share[running] = each
-        share[running[:more]] += 1
-        return np.minimum(share, wanted)
 
     def _watch(self, paths: Paths, running: Ints) -> Bools | None:
         """After every token: verifies paths that just ended, and stops what need not go on."""
@@ -370,7 +301,7 @@ class Run:
                 if not self.solved[prompt]:
                     fresh.append((prompt, path, int(paths.new_lengths[row])))
                     rows.append(row)
-        texts = self._texts(paths, np.array(rows, np.int64))
+        texts = written(paths, np.array(rows, np.int64))
         for at, right in zip(fresh, self._verdicts(fresh, texts), strict=True):
             if right:
                 self._solve(at[0])
@@ -396,18 +327,18 @@ class Run:
         if tool is None or not at_stop.any():
             return go_on
         rows = np.flatnonzero(at_stop)
-        keys, fits = self.keys(paths), self._fits(paths)
+        keys, fit = self.keys(paths), fits(self.meter, paths)
         prompts = [self.tree.prompts[prompt] for prompt in paths.prompt[rows].tolist()]
-        asked = list(zip(prompts, self._texts(paths, rows), strict=True))
+        asked = list(zip(prompts, written(paths, rows), strict=True))
         replies = self.events.texts(
             "reply",
             lambda: [tool.reply(p, text) if text.endswith(tool.until) else "" for p, text in asked],
             rows.size,
         )
         appended: list[list[int]] = [[] for _ in keys]
-        ids = self._ids([reply or "" for reply in replies])
+        ids = encoded(self.engine.tokenizer, [reply or "" for reply in replies])
         for row, reply, one in zip(rows.tolist(), replies, ids, strict=True):
-            if reply is None or not fits(row, len(one)):
+            if reply is None or not fit(row, len(one)):
                 self._ended.add(keys[row])
                 self._refused[keys[row]] = "tool" if reply is None else "room"
             elif reply:
@@ -427,7 +358,7 @@ class Run:
         # rounded, so that the width of the table does not show
         sums = np.where(counted, logprobs, 0).sum(1, dtype=np.float64).astype(np.float32).tolist()
         ids = [tokens[row, before[row] : after[row]].tolist() for row in rows]
-        for row, one, text in zip(rows, ids, self._decoded(ids), strict=True):
+        for row, one, text in zip(rows, ids, decoded(self.engine.tokenizer, ids), strict=True):
             (prompt, path), parent = keys[row], self._node.get(keys[row], -1)
             self._node[keys[row]] = len(self.tree.nodes)
             self.tree.nodes.append(Node(parent, prompt, path, text, one, sums[row]))
