@@ -17,7 +17,7 @@ from .attention import Step
 from .cache import Ints, OutOfPages, PathCache, pages_for, ragged
 from .cost import Cost, Prices, Rates
 from .decode import held_interrupts
-from .model import RowModel, load, load_tokenizer, row_model
+from .model import RowModel, chosen_device, load, load_tokenizer, row_model
 from .ownership import NotCopied, synchronized
 from .paths import Paths
 from .pool import KVPool
@@ -59,8 +59,7 @@ class Engine(NotCopied):
         max_paths: int = 2**20,
     ) -> None:
         if not isinstance(model, RowModel):
-            name = type(model).__name__
-            raise TypeError(f"model: got {name}; Engine.from_model serves a transformers model")
+            raise TypeError(f"model: got {type(model).__name__}, expected Engine.from_model(model)")
         self.model, self.tokenizer = model, tokenizer
         self.lock = threading.RLock()
         self.max_paths = whole_number("max_paths", max_paths, 1)
@@ -115,10 +114,9 @@ class Engine(NotCopied):
         Raises:
             Unsupported: for a model that cannot be served exactly, with the reason.
         """
-        model = load(str(source), chosen_device(device), dtype)
-        tokenizer = load_tokenizer(str(source))
+        loaded = load(str(source), chosen_device(device), dtype), load_tokenizer(str(source))
         options: dict[str, Any] = {"memory": memory, "page_size": page_size, "max_paths": max_paths}
-        return cls.from_model(model, tokenizer, batch_invariant=batch_invariant, **options)
+        return cls.from_model(*loaded, batch_invariant=batch_invariant, **options)
 
     @classmethod
     def from_model(
@@ -313,8 +311,7 @@ class Engine(NotCopied):
         if not encoded:
             raise ValueError("prompts: got none, expected at least one")
         self.model.follow()
-        if secret is not None:
-            secret = b"%d:%s" % (self.model.version, secret)
+        secret = None if secret is None else b"%d:%s" % (self.model.version, secret)
         self.collect()
         for ids in encoded:
             if not 1 <= ids.size <= self.max_length:
@@ -400,17 +397,3 @@ class Engine(NotCopied):
         packed[2, rows:] = -1
         ids, at, to = torch.from_numpy(packed).to(self.device)
         return self.model.hidden(ids, at, Step(self.pool.k, self.pool.v, to, tree))
-
-
-def chosen_device(device: str | torch.device | None) -> torch.device:
-    if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        chosen = torch.device(device)
-    except (RuntimeError, TypeError) as error:
-        raise ValueError(f"device: got {device!r}, expected 'cpu' or 'cuda'") from error
-    if chosen.type not in ("cpu", "cuda"):
-        raise ValueError(f"device: got {device!r}, expected 'cpu' or 'cuda'")
-    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
-        raise ValueError(f"device: got {device!r}, but {torch.cuda.device_count()} can be used")
-    return chosen

@@ -164,6 +164,20 @@ def soft_cap(cap: float, x: torch.Tensor) -> torch.Tensor:
     return torch.tanh(x / cap) * cap
 
 
+def chosen_device(device: str | torch.device | None) -> torch.device:
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"device: got {device!r}, expected 'cpu' or 'cuda'") from error
+    if chosen.type not in ("cpu", "cuda"):
+        raise ValueError(f"device: got {device!r}, expected 'cpu' or 'cuda'")
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"device: got {device!r}, but {torch.cuda.device_count()} can be used")
+    return chosen
+
+
 def load(source: str, device: torch.device, dtype: torch.dtype | None) -> Any:
     """The model at `source`, a directory or a hub id: safetensors only, no code of its own.
 
