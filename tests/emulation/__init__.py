@@ -35,8 +35,8 @@ def build(folder: Path, name: str = "_cuda_emulated", flags: tuple[str, ...] = (
     include += [pybind11.get_include(), sysconfig.get_paths()["include"]]
     command = ["g++", *FLAGS, *flags, f"-DPYTTC_MODULE={name}", '-DPYTTC_ARCHS="emulated"']
     command += [f"-I{path}" for path in include]
-    headers = sorted([*ROOT.glob("csrc/include/*.h"), *ROOT.glob("csrc/cuda/*.*h")])
-    headers.append(ROOT / "tests/emulation/cuda.h")
+    folders = ("csrc/include", "csrc/cuda", "tests/emulation")
+    headers = sorted(header for folder in folders for header in ROOT.glob(f"{folder}/*.*h"))
     common = hashlib.sha256(" ".join(command).encode())
     for header in headers:
         common.update(header.read_bytes())
