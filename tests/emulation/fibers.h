@@ -50,7 +50,7 @@ inline void leave([[maybe_unused]] void* barrier) {
 enum class Waits { no, block, warp };
 
 struct Fiber {
-  ucontext_t context;
+  ucontext_t context = {};  // AddressSanitizer clears what it says is the stack
   jmp_buf left;
   bool running = false;     // it has begun, and left from `left`
   void* watched = nullptr;  // what ThreadSanitizer knows it as
