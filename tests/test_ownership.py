@@ -9,6 +9,7 @@ import pickle
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -205,6 +206,14 @@ def test_garbage_of_one_thread_amid_the_verb_of_another(engine: Engine) -> None:
     in_threads([work, litter, litter])
 
 
+def interrupt_waiting(thread: int) -> None:
+    """Ctrl-C once the main thread waits for the lock."""
+    while sys._current_frames()[thread].f_code.co_name != "alone":
+        time.sleep(0.01)
+    time.sleep(0.5)
+    os.kill(os.getpid(), signal.SIGINT)
+
+
 def test_ctrl_c_leaves_the_lock_free(engine: Engine) -> None:
     expected = roll(engine, PROMPTS[1])
     paths = engine.prefill("the").fork(4, seed=0)
@@ -214,8 +223,7 @@ def test_ctrl_c_leaves_the_lock_free(engine: Engine) -> None:
     # nor is waiting for another thread's verb beyond it
     busy = engine.prefill("the").fork(2)
     with decoding(busy):
-        timer = threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT))
-        timer.start()
+        threading.Thread(target=interrupt_waiting, args=(threading.get_ident(),)).start()
         with pytest.raises(KeyboardInterrupt):
             paths.hidden()
     assert roll(engine, PROMPTS[1]) == expected and busy.ended == ["length"] * 2

@@ -32,13 +32,14 @@ def product_kernel(
     row = tl.program_id(0).to(tl.int64) * BLOCK_B + tl.arange(0, BLOCK_B)
     column = tl.program_id(1).to(tl.int64) * BLOCK_V + tl.arange(0, BLOCK_V)
     h = tl.arange(0, BLOCK_H)
+    # Past the end the last one is read again, which costs no mask.
+    x_row = hidden_ptr + tl.minimum(row, rows - 1)[:, None] * hidden_stride
+    w_row = weight_ptr + tl.minimum(column, columns - 1)[:, None] * weight_stride
     total = tl.zeros((BLOCK_B, BLOCK_V), tl.float32)
     for first in range(0, width, BLOCK_H):
         live = (first + h < width)[None, :]
-        x_at = hidden_ptr + row[:, None] * hidden_stride + (first + h)[None, :]
-        w_at = weight_ptr + column[:, None] * weight_stride + (first + h)[None, :]
-        x = tl.load(x_at, mask=(row < rows)[:, None] & live, other=0.0)
-        w = tl.load(w_at, mask=(column < columns)[:, None] & live, other=0.0)
+        x = tl.load(x_row + (first + h)[None, :], mask=live, other=0.0)
+        w = tl.load(w_row + (first + h)[None, :], mask=live, other=0.0)
         total = tl.dot(x, tl.trans(w), total, input_precision="ieee")
     to = logits_ptr + row[:, None] * columns + column[None, :]
     tl.store(to, total, mask=(row < rows)[:, None] & (column < columns)[None, :])

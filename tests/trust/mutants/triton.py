@@ -40,7 +40,7 @@ MUTANTS = [
             "store_kv",
             "store_kv",
             "of many rows for a slot any stays",
-            "tl.atomic_max(table_ptr + slot, row, mask=before)",
+            'tl.atomic_max(table_ptr + slot, row, mask=before, sem="relaxed")',
             "tl.atomic_max(table_ptr + slot, row, mask=before & (row < 0))",
         ),
         (
