@@ -214,6 +214,15 @@ def interrupt_waiting(thread: int) -> None:
     os.kill(os.getpid(), signal.SIGINT)
 
 
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """Python's own handler, which a process started in the background does not have."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_leaves_the_lock_free(engine: Engine) -> None:
     expected = roll(engine, PROMPTS[1])
     paths = engine.prefill("the").fork(4, seed=0)
