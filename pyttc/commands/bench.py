@@ -72,9 +72,8 @@ def readers(default: Any) -> Callable[[str], Any]:
     if isinstance(default, tuple):
         return numbers
     if isinstance(default, (int, float)):
-        least = (
-            1 if isinstance(default, int) and default else 0
-        )  # of nothing there is nothing to time
+        # Of nothing there is nothing to time.
+        least = 1 if isinstance(default, int) and default else 0
         return number(least, type(default))
     return str
 

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..engine import Paths
+from ..engine.cache import Ints
 from .events import Scorer
-from .run import Ints, Run
+from .run import Run
 from .scores import Aggregate, over_steps
 
 

@@ -67,14 +67,10 @@ def search(engine: Any, budget: Any, options: Mapping[str, Any]) -> None:
     expect("engine", engine, isinstance(engine, Engine), "a pyttc.Engine")
     expect("budget", budget, isinstance(budget, Budget | None), "a pyttc.Budget or None")
     given = {**dict.fromkeys(OPTIONS), "seed": 0, **options}
-    expected = "a function of (prompt, text) or None"
-    expect(
-        "verify", given["verify"], given["verify"] is None or callable(given["verify"]), expected
-    )
-    on_step, delimiter, tool = given["on_step"], given["delimiter"], given["tool"]
-    expect(
-        "on_step", on_step, on_step is None or callable(on_step), "a function of the run or None"
-    )
+    for name, of in (("verify", "(prompt, text)"), ("on_step", "the run")):
+        fits = given[name] is None or callable(given[name])
+        expect(name, given[name], fits, f"a function of {of} or None")
+    delimiter, tool = given["delimiter"], given["tool"]
     fits = delimiter is None or (isinstance(delimiter, str) and delimiter != "")
     expect("delimiter", delimiter, fits, "a text that ends a step, or None")
     fits = isinstance(getattr(tool, "until", None), str) and callable(getattr(tool, "reply", None))
@@ -110,7 +106,7 @@ def sampling(engine: Engine, given: Mapping[str, Any]) -> None:
     sample(row, seed=0, path_ids=zero, positions=zero, **numbers)
 
 
-def verdict(value: Any, prompt: str, text: str) -> bool:
+def verdict(value: Any, text: str) -> bool:
     """What a verifier says of a text: True or False, 1 or 0, or None for a text with which it failed."""
     found = value.item() if getattr(value, "ndim", None) == 0 else value
     if found is None:

@@ -227,7 +227,7 @@ def verdicts(verify: Verifier, pairs: list[tuple[str, str]]) -> list[bool]:
     """
     if isinstance(verify, Sandbox):
         return [value == 1 for value in verify.many(pairs)]
-    return [verdict(verify(*pair), *pair) for pair in pairs]
+    return [verdict(verify(*pair), pair[1]) for pair in pairs]
 
 
 def bill(cost: Cost) -> Record:

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from ..engine import Engine, Paths
 from ..engine.arguments import for_each, whole_numbers
+from ..engine.cache import Ints
 from ..engine.decode import CONTEXT, EOS
 from ..engine.stops import Until
 from .allowance import fits, share
@@ -22,7 +23,6 @@ from .journal import Journal
 from .texts import decoded, encoded, written
 from .tree import Node, SearchTree
 
-Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float32]
 End = tuple[int, int, int]  # prompt, path and the tokens it had written when it finished
@@ -94,9 +94,8 @@ class Run:
         self._node: dict[tuple[int, int], int] = {}  # of each path, the last step on record
         self._ended: set[tuple[int, int]] = set()
         self._verdict: dict[End, bool] = {}  # of paths that finished within this step
-        self._refused: dict[
-            tuple[int, int], str
-        ] = {}  # paths that got no reply of the tool, and why
+        # Paths that got no reply of the tool, and why.
+        self._refused: dict[tuple[int, int], str] = {}
 
     @property
     def cost(self) -> Any:
