@@ -18,7 +18,7 @@ import os
 import sys
 from pathlib import Path
 import torch
-from tests import emulation, kernels
+from tests import emulation, kernel_calls, kernels
 from pyttc import dispatch
 
 torch.use_deterministic_algorithms(True)  # empty() is full of NaN and huge numbers
@@ -31,9 +31,9 @@ for name in kernels.kernel_ops("cuda"):
 """
 PROGRAM = """
 for name in kernels.kernel_ops("cuda"):
-    for call in kernels.calls(name):
+    for call in kernel_calls.calls(name):
         kernels.check(name, call, "cuda")
-    print(name, len(kernels.calls(name)))
+    print(name, len(kernel_calls.calls(name)))
 kernels.check_stray_slots("cuda", "cpu")
 kernels.check_merged_bits("cuda", "cpu")
 if os.environ.get("PYTTC_EMULATE_REVERSE") == "0":
@@ -44,16 +44,16 @@ if os.environ.get("PYTTC_EMULATE_REVERSE") == "0":
 """
 LITTLE_SHARED_MEMORY = """
 try:
-    kernels.run("select_beams", kernels.select_beams_calls()[-4], "cuda")
+    kernels.run("select_beams", kernel_calls.select_beams_calls()[-4], "cuda")
 except RuntimeError as error:
     print(error)
 for name in kernels.kernel_ops("cuda"):
-    kernels.check(name, kernels.calls(name)[0], "cuda")
+    kernels.check(name, kernel_calls.calls(name)[0], "cuda")
 """
 RACES = """
 chosen = dict(part.split(":") for part in os.environ["PYTTC_CALLS"].split())
 for name in kernels.kernel_ops("cuda"):
-    for i, call in enumerate(kernels.calls(name)):
+    for i, call in enumerate(kernel_calls.calls(name)):
         if not chosen or str(i) in chosen.get(name, "").split(","):
             kernels.check(name, call, "cuda")
 """

@@ -9,20 +9,18 @@ import torch
 import pyttc
 
 from ..forests import Forest
+from ..kernel_calls import calls, dense, tops
 from ..kernels import (
     IN_PLACE,
-    calls,
     check,
     check_many_draws,
     check_merged_bits,
     check_rows_alone,
     check_stray_slots,
     check_tokens,
-    dense,
     kernel_ops,
     moved,
     run,
-    tops,
 )
 from ..ops import fresh
 from ..planned import planned_forests

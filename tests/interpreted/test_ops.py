@@ -11,7 +11,8 @@ from pyttc.ops.philox import uniforms
 
 from .. import triton_races
 from ..forests import Forest
-from ..kernels import calls, check, check_far_pages, check_stray_slots, dense, kernel_ops
+from ..kernel_calls import calls, dense
+from ..kernels import check, check_far_pages, check_stray_slots, kernel_ops
 from ..planned import planned_forests
 from ..triton_interpreter import programs
 
