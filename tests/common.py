@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -83,3 +84,8 @@ def run_below(level: str, file: str, tests: str, examples: int = 25) -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-k", tests, file]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout[-4000:]
+
+
+def written(paths: Any) -> list[list[int]]:
+    """The tokens of each of `Paths`."""
+    return [[t for t in row if t >= 0] for row in paths.tokens.tolist()]

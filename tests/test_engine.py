@@ -14,7 +14,7 @@ from pyttc import sample
 from pyttc.engine import Engine, OutOfPages, Unsupported, attention
 from pyttc.engine import engine as engine_module
 from tests import tiny_models
-from tests.common import threads
+from tests.common import threads, written
 
 
 def load(kind: str, folder: Any, dtype: torch.dtype = torch.float32, **changes: Any) -> Engine:
@@ -35,10 +35,6 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Engine:
 def prompts(count: int, longest: int, seed: int = 0) -> list[list[int]]:
     rng = np.random.default_rng(seed)
     return [rng.integers(2, 320, int(rng.integers(1, longest))).tolist() for _ in range(count)]
-
-
-def written(paths: Any) -> list[list[int]]:
-    return [[t for t in row if t >= 0] for row in paths.tokens.tolist()]
 
 
 def test_greedy_tokens_are_those_of_transformers_on_200_prompts(llama: Engine) -> None:

@@ -3,7 +3,6 @@ and the same bits when it is asked again."""
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +13,8 @@ import torch
 from pyttc.engine import Engine, LinearHead, OutOfPages, Paths
 from pyttc.engine.cache import PathCache
 from pyttc.engine.tree import TreeBuilder
-from tests import tiny_models
+from tests import engines
+from tests.common import written
 from tests.faults import numpy_requests, torch_requests
 from tests.pages import check_engine
 
@@ -22,19 +22,7 @@ PROMPT = list(range(2, 52))
 HEAD = LinearHead(torch.linspace(-1, 1, 64))
 
 
-@pytest.fixture(scope="module")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
-    folder = tiny_models.make("llama", tmp_path_factory.mktemp("llama"), num_hidden_layers=1)
-    engine = Engine.from_pretrained(folder, memory="1MiB")
-    engine.eos = []
-    return engine
-
-
-@pytest.fixture(autouse=True)
-def nothing_leaks(engine: Engine) -> Any:
-    yield
-    gc.collect()  # an exception that a test held, and the frames it went through, are a cycle
-    check_engine(engine)
+engine, nothing_leaks = engines.small, engines.nothing_leaks
 
 
 class State:
@@ -50,7 +38,7 @@ class State:
         return [p for p in (self.root, self.paths, self.made) if p is not None]
 
     def rows(self) -> list[list[int]]:
-        return [[t for t in row if t >= 0] for row in self.paths.tokens.tolist()]
+        return written(self.paths)
 
     def result(self) -> list[Any]:
         """What all paths go on with, whatever was done to them: tokens, log-probabilities, states."""

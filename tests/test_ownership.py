@@ -19,23 +19,10 @@ import pytest
 import torch
 
 from pyttc.engine import Engine, Paths
-from tests import tiny_models
+from tests import engines
 from tests.pages import check_engine
 
-
-@pytest.fixture(scope="module")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
-    folder = tiny_models.make("llama", tmp_path_factory.mktemp("llama"), num_hidden_layers=1)
-    engine = Engine.from_pretrained(folder, memory="1MiB")
-    engine.eos = []
-    return engine
-
-
-@pytest.fixture(autouse=True)
-def nothing_leaks(engine: Engine) -> Any:
-    yield
-    gc.collect()
-    check_engine(engine)
+engine, nothing_leaks = engines.small, engines.nothing_leaks
 
 
 @pytest.fixture(scope="module", autouse=True)

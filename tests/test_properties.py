@@ -19,7 +19,7 @@ from pyttc import search
 from pyttc.dispatch import IMPLS
 from pyttc.engine import Engine, LinearHead, OutOfPages, Paths
 from tests import tiny_models
-from tests.common import EXAMPLES
+from tests.common import EXAMPLES, written
 from tests.ops import NAMES, Call, function, sample_inputs
 from tests.pages import check_engine
 
@@ -103,10 +103,6 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
 tokens = st.lists(st.integers(2, 319), min_size=1, max_size=40)
 salts = st.sampled_from(["", "a", None])
 texts = st.text(alphabet="the steps;\n né", max_size=30)
-
-
-def written(paths: Paths) -> list[list[int]]:
-    return [[t for t in row if t >= 0] for row in paths.tokens.tolist()]
 
 
 @properties

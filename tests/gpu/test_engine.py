@@ -9,6 +9,7 @@ import torch
 from pyttc.engine import Engine, LinearHead
 
 from .. import tiny_models
+from ..common import written
 
 
 def load(folder: str, device: str, dtype: torch.dtype = torch.float32) -> Engine:
@@ -21,10 +22,6 @@ def load(folder: str, device: str, dtype: torch.dtype = torch.float32) -> Engine
 def prompts(count: int, longest: int, seed: int) -> list[list[int]]:
     rng = np.random.default_rng(seed)
     return [rng.integers(2, 320, int(rng.integers(1, longest))).tolist() for _ in range(count)]
-
-
-def written(paths: Any) -> list[list[int]]:
-    return [[t for t in row if t >= 0] for row in paths.tokens.tolist()]
 
 
 @pytest.mark.parametrize("kind", tiny_models.CONFIGS)

@@ -53,7 +53,12 @@ OPS = (
     "lm_head_topk",
 )
 SAME = "test_a_path_is_the_same_whatever_n_neighbours_order_and_sharing"
-ENGINE = ["tests/test_cache.py", "tests/test_paths.py", f"tests/test_engine.py::{SAME}"]
+ENGINE = [
+    "tests/test_cache.py",
+    "tests/test_paths.py",
+    "tests/test_decode.py",
+    f"tests/test_engine.py::{SAME}",
+]
 
 
 def of_op(name: str) -> list[str]:
