@@ -43,7 +43,8 @@ PARTS = {
     "copy_pages": "attention",
     "sample": "drawing",
 }
-PASS_PARTS = ("matrix products", "attention", "other layers")  # as llama_pass gives them
+# As llama_pass and llama_steps give them.
+PASS_PARTS = ("matrix products", "attention", "other layers", "drawing")
 TOKENS = 4  # a turn
 
 
@@ -74,7 +75,7 @@ def step_parts(paths: Paths, rounds: int = 6) -> dict[str, float]:
     """Seconds of a decoding step by what they go to: those of PARTS, and "host", all the rest: Python, the
     dispatch and the work of torch's operators, bookkeeping. Of several turns the fastest, since neighbours on
     the machine only ever add."""
-    now, turns = time.perf_counter, []  # the clock of llama_pass
+    now, turns = time.perf_counter, []  # the clock of the passes
     inside: dict[str, float] = {}
 
     def timed(part: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -86,15 +87,24 @@ def step_parts(paths: Paths, rounds: int = 6) -> dict[str, float]:
 
         return call
 
+    def spent(seconds: tuple[float, ...]) -> None:
+        for part, each in zip(PASS_PARTS, seconds, strict=True):
+            inside[part] += each
+
     def layers(*args: Any, run: Callable[..., Any] = _C.llama_pass) -> None:
-        for part, seconds in zip(PASS_PARTS, run(*args), strict=True):
-            inside[part] += seconds
+        spent(run(*args))
+
+    def steps(*args: Any, run: Callable[..., Any] = _C.llama_steps, **named: Any) -> Any:
+        done = run(*args, **named)
+        spent(done[1])
+        return done
 
     with contextlib.ExitStack() as patches:
         for name, part in PARTS.items():
             kernel = timed(part, getattr(_C, name))
             patches.enter_context(mock.patch.object(_C, name, kernel))
         patches.enter_context(mock.patch.object(_C, "llama_pass", layers))
+        patches.enter_context(mock.patch.object(_C, "llama_steps", steps))
         for _ in range(rounds + 1):
             inside.update(dict.fromkeys((*PASS_PARTS, *PARTS.values()), 0.0))
             start = now()

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 import pyttc
+from pyttc.engine import ahead
 from pyttc.search import budget
 from pyttc.tasks.countdown_search import reward_head
 
@@ -34,6 +35,12 @@ def engine(folder: Path) -> pyttc.Engine:
 @pytest.fixture(scope="module")
 def head(folder: Path) -> pyttc.LinearHead | None:
     return reward_head(folder)
+
+
+@pytest.fixture(autouse=True)
+def steps_at_any_speed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """How many steps are taken at once does not depend on the machine."""
+    monkeypatch.setattr(ahead, "SECONDS", 1e6)
 
 
 @pytest.fixture

@@ -12,9 +12,33 @@ import numpy
 import pytest
 import torch
 
-from pyttc.engine import arguments, cache, decode, engine, history, identity, paths, stops, tree
+from pyttc.engine import (
+    ahead,
+    arguments,
+    cache,
+    decode,
+    engine,
+    history,
+    identity,
+    path_state,
+    paths,
+    stops,
+    tree,
+)
 
-MODULES = (arguments, cache, decode, engine, history, identity, paths, stops, tree)
+MODULES = (
+    ahead,
+    arguments,
+    cache,
+    decode,
+    engine,
+    history,
+    identity,
+    path_state,
+    paths,
+    stops,
+    tree,
+)
 # of torch, what gives no tensor
 SMALL = {"size", "dim", "stride", "numel", "data_ptr", "get_num_threads", "is_floating_point"}
 SMALL |= {"is_contiguous", "element_size", "storage_offset", "is_grad_enabled", "item", "tolist"}

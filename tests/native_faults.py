@@ -14,12 +14,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from pyttc.engine import Engine
+from pyttc.engine import Engine, Paths
+from pyttc.engine.decode import Sampler
 from pyttc.tree_plan import TreePlan
 from tests import tiny_models
 from tests.common import same
 from tests.kernels import IN_PLACE
 from tests.ops import NAMES, fresh, function, sample_inputs, tensors
+from tests.pages import check_engine
 
 fail_new = ctypes.CDLL(None).fail_new
 fail_new.argtypes, fail_new.restype = [ctypes.c_long, ctypes.c_char_p], ctypes.c_long
@@ -91,10 +93,40 @@ def of_pass() -> int:
     return failed
 
 
+def of_steps() -> int:
+    """Steps taken at once, which leave paths as before or have been taken."""
+    with tempfile.TemporaryDirectory() as folder:
+        engine = Engine.from_pretrained(tiny_models.make("qwen2", Path(folder)), memory="8MiB")
+    root, every = engine.prefill([3, 5] * 16), np.arange(3)
+    expected, paths = (root.fork(3).append([[4], [5], [6]]) for _ in range(2))
+    never = np.zeros(engine.model.vocab, bool)
+    numbers = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
+
+    def sampler(paths: Paths) -> Sampler:
+        made = Sampler(paths, numbers, None, 0, never)
+        made.parameters = made._parameters(every)
+        return made
+
+    def unchanged() -> bool:
+        check_engine(engine, root, expected, paths)
+        return bool((paths.new_lengths == 1).all())
+
+    right, steps = sampler(expected)._several(every, 20), sampler(paths)
+    found: list[Any] = []
+    failed = all_fail(lambda: found.append(steps._several(every, 20)), unchanged)
+    assert np.array_equal(found[-1][0], right[0]) and len(right[0]) == 20
+    assert same(paths.hidden(), expected.hidden())
+    return failed
+
+
 def main() -> None:
     torch.set_num_threads(2)
     counts = {name: of_op(name, int(sys.argv[1])) for name in NAMES}
-    print(json.dumps({**counts, "TreePlan": of_plan(), "llama_pass": of_pass()}))
+    print(
+        json.dumps(
+            {**counts, "TreePlan": of_plan(), "llama_pass": of_pass(), "llama_steps": of_steps()}
+        )
+    )
 
 
 if __name__ == "__main__":

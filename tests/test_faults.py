@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from pyttc.engine import Engine, LinearHead, OutOfPages, Paths
+from pyttc.engine import Engine, LinearHead, OutOfPages, Paths, ahead
 from pyttc.engine.cache import PathCache
 from pyttc.engine.tree import TreeBuilder
 from tests import engines
@@ -181,6 +181,7 @@ def test_pages_run_out_at_any_page(engine: Engine, monkeypatch: pytest.MonkeyPat
 def test_a_model_that_raises_in_the_middle_of_a_step(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(ahead, "STEPS", 1)
     state = State(engine)
     decode(state)
     expected = state.result()
@@ -207,6 +208,7 @@ def test_a_model_that_raises_in_the_middle_of_a_step(
 
 
 def test_a_row_of_nan_ends_its_path_alone(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ahead, "STEPS", 1)
     state = State(engine)
     decode(state)
     expected = state.rows()

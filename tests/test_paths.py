@@ -130,21 +130,27 @@ def test_append_equals_a_prompt_with_the_same_tokens(no_eos: Engine) -> None:
         assert torch.equal(same.hidden()[0], hidden[i])
 
 
-def test_a_linear_head_scores_without_a_pass_of_its_own(no_eos: Engine, tmp_path: Path) -> None:
+def test_a_linear_head_scores_without_a_pass_of_its_own(
+    no_eos: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     torch.manual_seed(0)
     LinearHead(torch.randn(1, 64), 0.5).save(str(tmp_path / "prm.safetensors"))
     head = LinearHead.from_file(str(tmp_path / "prm.safetensors"))
-    passes = []
-    run = no_eos.run
-    no_eos.run = lambda *a: passes.append(a[2].sum()) or run(*a)  # type: ignore[method-assign]
-    try:
-        paths = no_eos.prefill("the steps").fork(6, seed=0).decode(max_new_tokens=5)
-        scores = paths.score(head)
-        paths.decode(max_new_tokens=5)
-    finally:
-        del no_eos.run
+    ran = []
+    run, steps = no_eos.run, no_eos.model.steps
+
+    def counted(*args, **named):
+        hidden, drawn = steps(*args, **named)
+        ran.append(drawn.tokens.numel())
+        return hidden, drawn
+
+    monkeypatch.setattr(no_eos, "run", lambda *a: ran.append(a[2].sum()) or run(*a))
+    monkeypatch.setattr(no_eos.model, "steps", counted)
+    paths = no_eos.prefill("the steps").fork(6, seed=0).decode(max_new_tokens=5)
+    scores = paths.score(head)
+    paths.decode(max_new_tokens=5)
     # every token but each path's last went through the model once
-    assert sum(passes) == paths.prompts[0].size + 6 * 9
+    assert sum(ran) == paths.prompts[0].size + 6 * 9
     model = tiny_models.plain_model(no_eos.model.config.name_or_path)
     for i, row in enumerate(written(paths)):
         ids = torch.tensor([[*paths.prompts[0].tolist(), *row[:5]]])

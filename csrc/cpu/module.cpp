@@ -19,6 +19,11 @@ PYBIND11_MODULE(_C, m) {
   m.def("copy_pages", &copy_pages, unlocked);
   m.def("linear", &linear, unlocked);
   m.def("llama_pass", &llama_pass, unlocked);
+  using pybind11::arg;
+  m.def("llama_steps", &llama_steps, unlocked, arg("model"), arg("head"), arg("tokens"),
+        arg("positions"), arg("tree"), arg("steps"), arg("ends"), arg("seed"), arg("path_ids"),
+        arg("temperature"), arg("top_k"), arg("top_p"), arg("min_p"), arg("mask"), arg("topk"),
+        arg("hidden"), arg("drawn"), arg("threads"));
   m.def("lm_head_topk", &lm_head_topk, unlocked);
   m.def("lm_head_topk_sample", &lm_head_topk_sample, unlocked);
   m.def("merge_states", &merge_states, unlocked);

@@ -1,6 +1,6 @@
 // The native ops, as pyttc._C offers them: inputs as pyttc/ops checked them, outputs to fill, and
-// the number of threads. Each is defined in the file of its name. linear, llama_pass, and the three
-// of layers.cpp, are the engine's own.
+// the number of threads. Each is defined in the file of its name. linear, llama_pass, llama_steps,
+// and the three of layers.cpp, are the engine's own.
 #pragma once
 #include <array>
 #include <tuple>
@@ -24,18 +24,32 @@ using Norms = std::pair<Tensor, Tensor>;
 using LinearLayer = std::pair<Tensor, OptionalTensor>;  // weight, bias
 using LlamaLayer = std::tuple<Norms, LinearLayer, std::optional<Norms>, LinearLayer, LinearLayer,
                               LinearLayer, double, std::optional<int64_t>>;
-enum { kProducts, kAttention, kOtherLayers, kPassParts };
+// layers, embedding [V, H], last norm, eps, cos and sin [P, D] of all positions below P, and pages
+// of keys and values [layers, pages, page_size, Hkv, D].
+using LlamaModel =
+    std::tuple<std::vector<LlamaLayer>, Tensor, Tensor, double, Tensor, Tensor, Tensor, Tensor>;
+// As for prefix_tree_attention: parents, page_offsets, page_ids, lengths, leaves.
+using TreeTensors = std::array<Tensor, 5>;
+enum { kProducts, kAttention, kOtherLayers, kDrawing, kPassParts };
 using PassSeconds = std::array<double, kPassParts>;  // what a pass spent on each
 
-// embedding [V, H]; tokens, positions [rows]; cos, sin [P, D], of all positions below P; k_pages,
-// v_pages [layers, pages, page_size, Hkv, D]; slots and the tree as for store_kv and
-// prefix_tree_attention; out [rows, H].
-PassSeconds llama_pass(const std::vector<LlamaLayer>& layers, const Tensor& embedding,
-                       const Tensor& last_norm, double eps, const Tensor& tokens,
-                       const Tensor& positions, const Tensor& cos, const Tensor& sin,
-                       const Tensor& k_pages, const Tensor& v_pages, const Tensor& slots,
-                       const Tensor& parents, const Tensor& page_offsets, const Tensor& page_ids,
-                       const Tensor& lengths, const Tensor& leaves, const Output& out, int threads);
+// tokens, positions [rows]; slots as for store_kv; out [rows, H].
+PassSeconds llama_pass(const LlamaModel& model, const Tensor& tokens, const Tensor& positions,
+                       const Tensor& slots, const TreeTensors& tree, const Output& out,
+                       int threads);
+
+// Up to `steps` steps of decoding of rows that are the leaves of a tree, each one row's own: a pass
+// over tokens [rows], which stand at positions [rows] at the ends of their leaves, logits, and a
+// draw as sample's, whose tokens are the next step's. The last is that in which a row draws a token
+// of ends [V] or none. The lengths of the leaves are those after all steps. hidden [rows, H] is of
+// the last step; the outputs are those of sample for [steps * rows], a step after the other.
+// Returns the steps done.
+std::pair<int64_t, PassSeconds> llama_steps(
+    const LlamaModel& model, const LinearLayer& head, const Tensor& tokens, const Tensor& positions,
+    const TreeTensors& tree, int64_t steps, const Tensor& ends, const Whole& seed,
+    const Tensor& path_ids, const Reals& temperature, const Whole& top_k, const Reals& top_p,
+    const Reals& min_p, const OptionalTensor& mask, int64_t topk, const Output& hidden,
+    const std::array<Output, 8>& drawn, int threads);
 
 void lm_head_topk(const Tensor& hidden, const Tensor& weight, int64_t k, double temperature,
                   const Output& logprobs, const Output& indices, const Output& logsumexp,

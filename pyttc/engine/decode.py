@@ -15,18 +15,19 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ..ops.sample import row_values, sample
+from ..ops.sample import Sample, row_values, sample
+from . import ahead
+from .ahead import Drawn
 from .arguments import array_of, for_each, whole_number, whole_numbers
-from .cache import Ints
+from .cache import Ints, OutOfPages
+from .history import tail
 from .stops import Stops, Until
 
 if TYPE_CHECKING:
     from .paths import Paths
 
-# What a step draws: a token for each row, -1 where its logits are invalid, and values beside them.
-Drawn = tuple[npt.NDArray[np.int32], dict[str, npt.NDArray[np.float32]]]
-# Given the rows that draw and what draws for them, returns what is drawn.
-Source = Callable[[Ints, Callable[[], Drawn]], Drawn]
+# Given the rows that draw, how many steps there may be, and what draws for them; returns what is drawn.
+Source = Callable[[Ints, int, Callable[[], Drawn]], Drawn]
 EOS, UNTIL, LENGTH, CONTEXT, INVALID, STOPPED = 1, 2, 3, 4, 5, 6
 SAMPLING = ("temperature", "top_k", "top_p", "min_p")
 LONG_RUN = 2000  # tokens from which a bar is shown on a terminal
@@ -61,7 +62,8 @@ def decode(
     if stop_if is not None and not callable(stop_if):
         raise TypeError(f"stop_if: got {type(stop_if).__name__}, expected a callable or None")
     sampling = {name: per_path(name, value, n, device) for name, value in sampling.items()}
-    sampler = Sampler(paths, sampling, mask, confidence)
+    may_end = is_eos | stops.is_stop | stops.may_end | final.is_stop | final.may_end
+    sampler = Sampler(paths, sampling, mask, confidence, may_end)
     running = np.flatnonzero(~paths.done)
     paths.ends[running] = np.where(room[running] <= 0, CONTEXT, 0)
     paths.ends[running[(limit[running] <= 0) & (room[running] > 0)]] = LENGTH
@@ -74,8 +76,14 @@ def decode(
         held_interrupts() as check,
     ):
         while running.size:
-            draw = partial(sampler, running)
-            tokens, arrays = draw() if source is None else source(running, draw)
+            most = 1
+            if stop_if is None or source is not None:
+                most = int((np.minimum(limit, room) - decoded)[running].min())
+            draw = partial(sampler, running, most)
+            drawn = draw() if source is None else source(running, most, draw)
+            steps = len(drawn[0])  # all but the last are written down
+            decoded[running] += steps - 1
+            tokens, arrays = drawn[0][-1], {name: value[-1] for name, value in drawn[1].items()}
             valid = tokens >= 0
             if not valid.all():
                 paths.ends[running[~valid]] = INVALID
@@ -91,12 +99,14 @@ def decode(
             ends[is_eos[tokens]] = EOS
             paths.segment.reserve(own, np.ones_like(own))
             # the step is whole from here on
-            paths.segment.push(own, tokens, **arrays)
+            paths.segment.push(
+                own, tokens[None], **{name: value[None] for name, value in arrays.items()}
+            )
             paths.lengths[running] += 1
             paths._hidden_row[running] = -1
             paths.ends[running] = ends
             decoded[running] += 1
-            advance(running.size)
+            advance(steps * running.size)
             if ends.any():
                 running = running[ends == 0]
             paths.cost.took(time.perf_counter() - begun)
@@ -112,7 +122,7 @@ def decode(
 
 
 class Sampler:
-    """Draws the next token of running paths: one pass of the model, one draw each.
+    """Draws the next tokens of running paths: a pass of the model and a draw each, or several where it may.
 
     What stays as it is from step to step is gathered anew only when other paths run.
     """
@@ -123,23 +133,59 @@ class Sampler:
         sampling: dict[str, Any],
         mask: torch.Tensor | None,
         confidence: int,
+        may_end: npt.NDArray[np.bool_],
     ) -> None:
         self.paths, self.sampling, self.mask = paths, sampling, mask
         self.confidence, self.device = confidence, paths.engine.device
+        self.may_end = torch.from_numpy(may_end)
         self.running: Ints | None = None
         self.parameters: dict[str, Any] = {}
+        self.seconds = ahead.SECONDS  # of a step
 
-    def __call__(self, running: Ints) -> Drawn:
-        logits = self.paths.logits(running)
+    def __call__(self, running: Ints, most: int) -> Drawn:
+        """Draws for `most` steps at most."""
         if running is not self.running:
             self.parameters = self._parameters(running)
             self.running = running
+        begun = time.perf_counter()
+        drawn = self._several(running, min(most, ahead.STEPS, int(ahead.SECONDS / self.seconds)))
+        if drawn is None:
+            drawn = self._one(running)
+        self.seconds = (time.perf_counter() - begun) / len(drawn[0])
+        return drawn
+
+    def _several(self, running: Ints, steps: int) -> Drawn | None:
+        """None where steps can only be taken one by one."""
+        paths, go = self.paths, self.paths.engine.model.steps
+        if steps < 2 or go is None or paths.hollow or not ahead.possible(paths, running):
+            return None
+        last = tail(paths.segment, paths.rows[running], np.ones_like(running))
+        tokens = torch.from_numpy(last.astype(np.int64))
+
+        def run(leaves: Ints, first: Ints) -> tuple[torch.Tensor, Drawn]:
+            positions, engine = torch.from_numpy(first), paths.engine
+            tree, pages = engine._trees.steps(leaves, 0), (engine.pool.k, engine.pool.v)
+            options = {"topk": self.confidence, **self.parameters}
+            hidden, found = go(tokens, positions, pages, tree, steps, self.may_end, **options)
+            return hidden, self._drawn(found)
+
+        try:
+            return ahead.advance(paths, running, steps, run)
+        except OutOfPages:  # for so many
+            return None
+
+    def _one(self, running: Ints) -> Drawn:
+        logits = self.paths.logits(running)
         positions = torch.from_numpy(self.paths.lengths[running]).to(self.device)
         found = sample(logits, positions=positions, topk=self.confidence, **self.parameters)
+        return self._drawn(Sample(*(each[None] for each in found)))
+
+    def _drawn(self, found: Sample) -> Drawn:
+        """What is kept of steps."""
         names = ("logprobs", "processed_logprobs", "entropy")
         values = {name: getattr(found, name) for name in names}
         if self.confidence:
-            values["confidence"] = -found.topk_logprobs.mean(-1)
+            values["confidence"] = torch.stack([-best.mean(-1) for best in found.topk_logprobs])
         tokens = found.tokens.cpu().numpy().astype(np.int32)
         return tokens, {name: value.cpu().numpy() for name, value in values.items()}
 

@@ -42,12 +42,13 @@ class Segment:
     def push(
         self, rows: Ints, tokens: npt.NDArray[np.int32], **values: npt.NDArray[np.float32]
     ) -> None:
-        """One sampled token for each of `rows`. There must be room."""
-        at = self.count[rows]
+        """Sampled tokens [steps, rows], one a step for each of `rows`. There must be room."""
+        steps = len(tokens)
+        at = self.count[rows] + np.arange(steps)[:, None]
         self.tokens[rows, at] = tokens
         for name, value in values.items():
             self.values[name][rows, at] = value
-        self.count[rows] = at + 1
+        self.count[rows] += steps
 
     def extend(self, rows: Ints, counts: Ints, tokens: npt.NDArray[np.int32]) -> None:
         """Forced tokens, counts[i] for rows[i], one after the other: their values stay NaN. There must be

@@ -16,6 +16,8 @@ import torch
 from torch import nn
 
 from .. import _C
+from ..ops.sample import Sample, outputs
+from ..prefix_tree import PrefixTree
 from .attention import Step
 from .room import Room
 from .rows import RowsLinear
@@ -86,31 +88,60 @@ class LlamaPass:
 
     def __call__(self, tokens: torch.Tensor, positions: torch.Tensor, step: Step) -> torch.Tensor:
         """[rows, H], after the last norm, of tokens [rows] at positions [rows]."""
-        known, last = self.rotary[0].shape[0], int(positions.max())
-        if last >= known:
-            self.rotary = self._rotary(max(last + 1, 2 * known))
         out = self.embedding.new_empty(tokens.shape[0], self.embedding.shape[1])
-        tree = step.tree
-        _C.llama_pass(
-            self.layers,
-            self.embedding,
-            self.last_norm,
-            self.eps,
+        model = self._model((step.k_pages, step.v_pages), int(positions.max()))
+        tree, threads = step.tree.host(), torch.get_num_threads()
+        _C.llama_pass(model, tokens, positions, step.slots, tree, out, threads)
+        return out
+
+    def steps(
+        self,
+        tokens: torch.Tensor,
+        positions: torch.Tensor,
+        pages: tuple[torch.Tensor, torch.Tensor],
+        tree: PrefixTree,
+        steps: int,
+        ends: torch.Tensor,
+        topk: int,
+        **sampling: Any,
+    ) -> tuple[torch.Tensor, Sample]:
+        """Up to `steps` steps of decoding, the last of them that in which a row draws a token of `ends` [V]
+        or none: the bits of single ones.
+
+        Args:
+            tokens, positions: [rows], of the first step.
+            pages: of keys and values, of all layers.
+            tree: every row has a leaf of its own, whose length and pages are those after all steps.
+            topk, sampling: as for `sample`, with tensors [rows].
+
+        Returns:
+            The last step's hidden states [rows, H], and what was drawn, [steps done, rows, ...].
+        """
+        rows = tokens.shape[0]
+        hidden = self.embedding.new_empty(rows, self.embedding.shape[1])
+        drawn = outputs(hidden.new_empty(steps * rows, 0), topk, torch.float32)
+        done, _seconds = _C.llama_steps(
+            self._model(pages, int(positions.max()) + steps),
+            self.head,
             tokens,
             positions,
-            *self.rotary,
-            step.k_pages,
-            step.v_pages,
-            step.slots,
-            tree.parents,
-            tree.page_offsets,
-            tree.page_ids,
-            tree.lengths,
-            tree.leaves,
-            out,
-            torch.get_num_threads(),
+            tree.host(),
+            steps,
+            ends,
+            topk=topk,
+            hidden=hidden,
+            drawn=drawn,
+            threads=torch.get_num_threads(),
+            **sampling,
         )
-        return out
+        return hidden, Sample(*(each.view(steps, rows, *each.shape[1:])[:done] for each in drawn))
+
+    def _model(self, pages: tuple[torch.Tensor, torch.Tensor], last: int) -> tuple[Any, ...]:
+        """What the native passes read, for positions up to `last`."""
+        known = self.rotary[0].shape[0]
+        if last >= known:
+            self.rotary = self._rotary(max(last + 1, 2 * known))
+        return self.layers, self.embedding, self.last_norm, self.eps, *self.rotary, *pages
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """[rows, V] of hidden states [rows, H]."""

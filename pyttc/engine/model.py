@@ -67,6 +67,7 @@ class RowModel:
         self._kinds, self.version = weights.kinds(model), 0
         with torch.inference_mode(False):
             self._pass = llama.pass_of(model) if batch_invariant else None
+        self.steps = self._pass.steps if self._pass else None
         shorten_lookups(model)
         self._state = weights.state(model)
 

@@ -175,6 +175,22 @@ class PathState(NotCopied):
         used, row[known] = np.unique(self._hidden_row[known], return_inverse=True)
         return self._hidden[torch.from_numpy(used).to(self._hidden.device)], row
 
+    def with_hidden(self, which: Ints, hidden: torch.Tensor) -> tuple[torch.Tensor, Ints]:
+        """All hidden states, and each path's row there, once the paths at `which` have these."""
+        row = self._hidden_row.copy()
+        row[which] = np.arange(which.size)
+        kept = np.flatnonzero(self._hidden_row >= 0)
+        if kept.size:
+            rows, at = np.unique(self._hidden_row[kept], return_inverse=True)
+            row[kept] = at + which.size
+            old = self._hidden[torch.from_numpy(rows).to(hidden.device)]
+            hidden = torch.cat([hidden[: which.size], old])
+        return hidden, row
+
+    def no_hidden(self, rows: int) -> torch.Tensor:
+        """Hidden states that are not known."""
+        return self._hidden.new_full((rows, self._hidden.shape[1]), torch.nan)
+
     def begin_writing(self) -> None:
         """Makes the rows of the history these paths' own."""
         if not self._own:

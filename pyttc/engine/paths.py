@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import reprlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -129,9 +130,10 @@ class Paths(PathState):
             stop_if: called after every step with these paths and the indices of those still
                 running; returns which of these to stop (a bool each), or None.
             progress: show a bar; None: on a terminal, for long runs.
-            source: called at every step with the running rows and a function that runs the model
-                and draws for them; returns what is drawn, as that function does. It may keep it,
-                or give what was kept in the function's place (with `replay.skip`).
+            source: called at every step, or every few, with the running rows, how many steps there
+                may be, and a function that runs the model and draws for them; returns what is drawn,
+                as that function does. It may keep it, or give what was kept in the function's place
+                (with `replay.skip`). `stop_if` is then called as often as this is.
 
         Returns:
             These paths; `ended` says why each stopped.
@@ -284,39 +286,39 @@ class Paths(PathState):
         Raises:
             OutOfPages: nothing was changed.
         """
-        engine, cache = self.engine, self.engine.cache
         if self.hollow and not skip:
             refill(self)
         waiting = which[self._hidden_row[which] < 0]
         if not waiting.size:
             return
+        engine, cache = self.engine, self.engine.cache
         engine.collect()
-        before = self.leaves[waiting]
-        first = cache.lengths(before)
+        first = cache.lengths(self.leaves[waiting])
         counts = self.lengths[waiting] - first
         tokens = history.tail(self.segment, self.rows[waiting], counts)
-        written = cache.write(before, counts)
+        with self.room(waiting, counts) as leaves:
+            if skip:
+                hidden = self.no_hidden(waiting.size)
+            else:
+                hidden = engine.run(leaves, first, counts, tokens)
+            states = self.with_hidden(waiting, hidden)
+            self.leaves[waiting], (self._hidden, self._hidden_row) = leaves, states
+        self.hollow |= skip
+        self.cost.passed(first, counts, cache.tokens_under(leaves))
+        self.cost.held(engine.kv_bytes, self.lengths)
+
+    @contextlib.contextmanager
+    def room(self, which: Ints, counts: Ints) -> Iterator[Ints]:
+        """Room in the cache for counts[i] more tokens of each path at `which`, and their leaves then. Taken
+        back should what is done inside fail."""
+        engine, before = self.engine, self.leaves[which]
+        written = engine.cache.write(before, counts)
         try:
             engine.pool.copy(written.copy_from, written.copy_to)
-            if skip:
-                hidden = self._hidden.new_full((waiting.size, self._hidden.shape[1]), torch.nan)
-            else:
-                hidden = engine.run(written.leaves, first, counts, tokens)
-            hidden_row = self._hidden_row.copy()
-            hidden_row[waiting] = np.arange(waiting.size)
-            kept = np.flatnonzero(self._hidden_row >= 0)
-            if kept.size:
-                rows, at = np.unique(self._hidden_row[kept], return_inverse=True)
-                hidden_row[kept] = at + waiting.size
-                old = self._hidden[torch.from_numpy(rows).to(hidden.device)]
-                hidden = torch.cat([hidden[: waiting.size], old])
+            yield written.leaves
         except BaseException:
-            cache.take_back(before, written.leaves, counts)
+            engine.cache.take_back(before, written.leaves, counts)
             raise
-        self.hollow |= skip
-        self.leaves[waiting], self._hidden, self._hidden_row = written.leaves, hidden, hidden_row
-        self.cost.passed(first, counts, cache.tokens_under(written.leaves))
-        self.cost.held(engine.kv_bytes, self.lengths)
 
     @synchronized
     def logits(self, which: Ints) -> torch.Tensor:

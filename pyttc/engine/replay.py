@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from . import history
+from . import ahead, history
+from .ahead import Drawn
 from .cache import Ints, ragged
 
 if TYPE_CHECKING:
@@ -16,14 +17,24 @@ if TYPE_CHECKING:
 CHUNK = 256  # rows a pass
 
 
-def skip(paths: Paths, which: Ints) -> None:
-    """Leaves the paths at `which` as a draw for them does, pages and cost included, and runs nothing.
+def skip(paths: Paths, which: Ints, drawn: Drawn) -> None:
+    """Leaves the paths at `which` as what was drawn for them did, pages and cost included, and runs nothing.
 
     The paths are hollow then: their keys, values and hidden states are missing, which the next pass
     of the model makes up for.
+
+    Raises:
+        ValueError: for several steps of paths that cannot take so many.
     """
-    paths.forward(which, skip=True)
-    paths.cost.sampled(which.size, np.unique(paths._hidden_row[which]).size)
+    steps = len(drawn[0])
+    if steps == 1:
+        paths.forward(which, skip=True)
+        paths.cost.sampled(which.size, np.unique(paths._hidden_row[which]).size)
+    elif ahead.possible(paths, which):
+        ahead.advance(paths, which, steps, lambda *_: (paths.no_hidden(which.size), drawn))
+        paths.hollow = True
+    else:
+        raise ValueError(f"drawn: got {steps} steps, expected 1")
     paths.cost.counted()
 
 

@@ -18,8 +18,8 @@ from typing import Any, TypeVar
 import numpy as np
 
 from ..engine import Paths
+from ..engine.ahead import Drawn
 from ..engine.cost import Cost, Work
-from ..engine.decode import Drawn
 from ..engine.replay import skip
 from .budget import Meter
 from .checks import verdict
@@ -77,20 +77,23 @@ class Events:
                 self.flush()
         return value
 
-    def draw(self, paths: Paths, running: Any, make: Callable[[], Drawn]) -> Drawn:
+    def draw(self, paths: Paths, running: Any, most: int, make: Callable[[], Drawn]) -> Drawn:
         """A `source` of Paths.decode that recalls draws."""
         if self.journal is None:
             drawn = make()
             self.meter.tick()
             return drawn
         replaying = self.replaying
-        if replaying:
-            skip(paths, running)
         packed = self.recall("draw", lambda: pack(make()))
         try:
-            return unpack(packed, running.size, paths.engine.model.vocab)
+            drawn = unpack(packed, running.size, paths.engine.model.vocab)
+            if len(drawn[0]) > most:
+                raise ValueError
+            if replaying:
+                skip(paths, running, drawn)
         except (ValueError, TypeError, KeyError, AttributeError):
             raise self.damaged(f"a draw that is not one of {running.size} paths") from None
+        return drawn
 
     def prefilled(self, cost: Cost) -> None:
         """The prompts were read, at a cost that what else the engine held had a part in."""
@@ -190,18 +193,18 @@ def pack(drawn: Drawn) -> Record:
 
 
 def unpack(packed: Record, rows: int, vocab: int) -> Drawn:
-    """Raises ValueError for what is not a draw of `rows` paths."""
+    """Raises ValueError for what is not a draw of `rows` paths, of a step or several."""
     arrays = {
         name: np.frombuffer(
             base64.b64decode(text, validate=True), "<i4" if name == "tokens" else "<f4"
-        )
+        ).reshape(-1, rows)
         for name, text in packed.items()
     }
     tokens = arrays.pop("tokens")
-    fits = all(array.size == rows for array in (tokens, *arrays.values()))
+    fits = tokens.size > 0 and all(array.shape == tokens.shape for array in arrays.values())
     if not fits or not ALWAYS <= set(arrays) <= ALWAYS | {"confidence"}:
         raise ValueError
-    if tokens.size and not -1 <= int(tokens.min()) <= int(tokens.max()) < vocab:
+    if not -1 <= int(tokens.min()) <= int(tokens.max()) < vocab or tokens[:-1].min(initial=0) < 0:
         raise ValueError
     return tokens.astype(np.int32), {n: a.astype(np.float32) for n, a in arrays.items()}
 

@@ -279,7 +279,7 @@ class Run:
         return paths.new_lengths
 
     def _watch(self, paths: Paths, running: Ints) -> Bools | None:
-        """After every token: verifies paths that just ended, and stops what need not go on."""
+        """After every token, or every few: verifies paths that just ended, and stops what need not go on."""
         self.check()
         self._verify_ended(paths)
         if self.on_step is not None:

@@ -161,7 +161,7 @@ def solve(
         seed: of all draws, at least 0. The same seed gives the same result.
         salt: prompts share what they have in common with those of the same salt only, see
             `Engine.prefill`. No token depends on it; budgets of FLOPs and seconds count what ran.
-        on_step: called after every token, with the `Run`.
+        on_step: called with the `Run` after every token, or every few where a token takes little time.
         journal: a file that the run keeps of what it has done. The same call again, after a crash or a
             Ctrl-C, takes what is there as done and goes on: the results are those of one run that was
             not interrupted, bit for bit, and seconds are the sum. What the last second did may be done
