@@ -3,9 +3,10 @@
     python -m benchmarks.bench_engine [--model 125M|0.5B] [--threads 1,2] [--seconds 10] [--quick] [--dry-run]
 
 A Llama- or Qwen-shaped model with random weights, bfloat16; both sample at temperature 1 and never end by
-themselves. The two run in turns of a few tokens in one process, until the seconds for a point are
-spent. generate is called with num_return_sequences=N and a cache that already holds the prompt for each
-of the N: on its own it would run the prompt N times, which is left out, in its favour.
+themselves. The two run in turns in one process, ours of more tokens since it takes several steps at once,
+until the seconds for a point are spent. generate is called with num_return_sequences=N and a cache that
+already holds the prompt for each of the N: on its own it would run the prompt N times, which is left out, in
+its favour.
 Rows go to benchmarks/rows/<device>.jsonl as those of benchmarks.run. About 5 minutes a thread count.
 """
 
@@ -35,7 +36,7 @@ from .run import failure
 DTYPE = torch.bfloat16
 PATHS, PROMPTS = (1, 8, 32, 64), (128, 1024, 4096)
 QUICK = [(1, 128), (64, 128), (32, 4096)]
-TURN, ROUNDS = 4, 2  # tokens a turn, and the fewest turns that are measured
+TURN, ROUNDS = 4, 2  # tokens of generate a turn, and the fewest turns that are measured
 PEER, FREE = f"transformers {transformers.__version__} generate", "batch_invariant=False"
 
 
@@ -54,9 +55,9 @@ class Turns(transformers.StoppingCriteria):  # type: ignore[misc]
         if self.step % TURN == 0:
             for name, paths in self.ours.items():
                 start = self.now()
-                paths.decode(max_new_tokens=TURN, progress=False)
+                paths.decode(max_new_tokens=models.TOKENS, progress=False)
                 if self.step > 0:
-                    self.samples[name].append((self.now() - start) / TURN)
+                    self.samples[name].append((self.now() - start) / models.TOKENS)
         over = self.step >= ROUNDS * TURN and time.perf_counter() > self.end
         self.mark = self.now()
         return torch.full(input_ids.shape[:1], over, dtype=torch.bool)
@@ -117,7 +118,7 @@ def points(name: str, seconds: float, quick: bool) -> Iterator[dict[str, Any]]:
                     stopping_criteria=[turns],
                 )
                 del held
-            own = turns.step
+            own = turns.step // TURN * models.TOKENS
             yield {
                 "op": "engine",
                 "shape": {"model": name, "paths": paths, "prompt": length},

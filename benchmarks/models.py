@@ -45,7 +45,7 @@ PARTS = {
 }
 # As llama_pass and llama_steps give them.
 PASS_PARTS = ("matrix products", "attention", "other layers", "drawing")
-TOKENS = 4  # a turn
+TOKENS = 16  # a turn
 
 
 def plain(name: str, dtype: torch.dtype) -> Any:

@@ -31,32 +31,37 @@ class Peer(Protocol):
     def __init__(self, model: Path, threads: int, dtype: str) -> None: ...
 
     def decode(
-        self, prompt: list[int], paths: int, steps: int, mark: Callable[[], None]
+        self, prompt: list[int], paths: int, steps: int, mark: Callable[..., None]
     ) -> list[list[int]]:
         """Draws 1 + steps tokens for each path, with TEMPERATURE and TOP_K, past any end of text; calls
-        `mark` when all paths have their first token and after each step. What is known of the prompt
-        from before may be used again."""
+        `mark` when all paths have their first token and after each step, or `mark(n)` after n steps that it
+        takes at once, and which are said to have taken an n-th each. What is known of the prompt from before
+        may be used again."""
 
 
 def answer(peer: Peer, request: dict[str, Any]) -> dict[str, Any]:
     """tokens [paths][1 + steps]; wall and cpu: seconds until all paths had the first, then of each step,
     cpu that of the whole process; peak_mib: the most memory held."""
-    marks: list[tuple[float, float]] = []
-
-    def mark() -> None:
-        marks.append((time.perf_counter(), time.process_time()))
-
+    wall: list[float] = []
+    cpu: list[float] = []
     forget_peak()
-    mark()
+    last = time.perf_counter(), time.process_time()
+
+    def mark(steps: int = 1) -> None:
+        nonlocal last
+        now = time.perf_counter(), time.process_time()
+        for taken, before, after in zip((wall, cpu), last, now):  # noqa: B905
+            taken += [(after - before) / steps] * steps
+        last = now
+
     try:
         tokens = peer.decode(request["prompt"], request["paths"], request["steps"], mark)
     except Skip as why:
         return {"skip": str(why)}
-    taken = [(b[0] - a[0], b[1] - a[1]) for a, b in zip(marks, marks[1:])]  # noqa: B905
     return {
         "tokens": [[int(token) for token in path] for path in tokens],
-        "wall": [wall for wall, _ in taken],
-        "cpu": [cpu for _, cpu in taken],
+        "wall": wall,
+        "cpu": cpu,
         "peak_mib": memory("VmHWM"),
     }
 

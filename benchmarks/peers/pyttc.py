@@ -25,17 +25,18 @@ class Pyttc:
         self.prompt: list[int] = []
 
     def decode(
-        self, prompt: list[int], paths: int, steps: int, mark: Callable[[], None]
+        self, prompt: list[int], paths: int, steps: int, mark: Callable[..., None]
     ) -> list[list[int]]:
-        def after_step(*_: Any) -> None:  # not called after the last
-            mark()
+        def marked(rows: Any, most: int, draw: Callable[[], Any]) -> Any:
+            drawn = draw()
+            mark(len(drawn[0]))
+            return drawn
 
         if prompt != self.prompt:
             self.prompt, self.root = prompt, self.engine.prefill(prompt)
         found = self.root.fork(paths, seed=0)
         sampling = {"temperature": child.TEMPERATURE, "top_k": child.TOP_K}
-        found.decode(max_new_tokens=1 + steps, stop_if=after_step, progress=False, **sampling)
-        mark()
+        found.decode(max_new_tokens=1 + steps, source=marked, progress=False, **sampling)
         tokens: list[list[int]] = found.tokens.tolist()
         return tokens
 
