@@ -4,6 +4,7 @@ another have a fixture of that name themselves. And how all property tests run."
 from __future__ import annotations
 
 import itertools
+import signal
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -35,6 +36,12 @@ def engine(folder: Path) -> pyttc.Engine:
 @pytest.fixture(scope="module")
 def head(folder: Path) -> pyttc.LinearHead | None:
     return reward_head(folder)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def ctrl_c() -> None:
+    """Interrupts, also where the tests were started in the background."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

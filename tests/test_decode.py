@@ -207,6 +207,18 @@ def test_interrupt_leaves_what_was_decoded(no_eos: Engine) -> None:
     assert written(paths) == written(whole)
 
 
+def test_a_process_that_ignores_interrupts_goes_on_to(no_eos: Engine) -> None:
+    """As one that nohup or a shell's & started."""
+    paths = no_eos.prefill("the").fork(2, seed=0)
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        paths.decode(max_new_tokens=3, stop_if=lambda *_: os.kill(os.getpid(), signal.SIGINT))
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert paths.ended == ["length"] * 2
+
+
 def test_interrupts_of_a_prompt_and_a_score_are_clean(
     no_eos: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

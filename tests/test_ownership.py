@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 
-from pyttc.engine import Engine, Paths
+from pyttc.engine import Engine, Paths, ahead
 from tests import engines
 from tests.pages import check_engine
 
@@ -165,6 +165,7 @@ def test_garbage_amid_a_verb_leaves_the_cache_as_it_is(
         assert engine.cache.free_pages == before[1]
         return write(*args)
 
+    monkeypatch.setattr(ahead, "STEPS", 1)  # a write for each
     garbage = [engine.prefill("the next").fork(3).decode(max_new_tokens=20) for _ in range(9)]
     gc.collect()
     monkeypatch.setattr(engine.cache, "write", collects)
@@ -201,15 +202,6 @@ def interrupt_waiting(thread: int) -> None:
     os.kill(os.getpid(), signal.SIGINT)
 
 
-@pytest.fixture
-def ctrl_c() -> Iterator[None]:
-    """Python's own handler, which a process started in the background does not have."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-@pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_leaves_the_lock_free(engine: Engine) -> None:
     expected = roll(engine, PROMPTS[1])
     paths = engine.prefill("the").fork(4, seed=0)

@@ -231,12 +231,13 @@ def checked_mask(
 @contextlib.contextmanager
 def held_interrupts() -> Iterator[Callable[[], None]]:
     """Puts Ctrl-C off to the end of a step: the yielded function raises it, or the end of the block. A
-    second one is not put off."""
-    if threading.current_thread() is not threading.main_thread():
+    second one is not put off. Where a process ignores it, or another language handles it, that stays so."""
+    before = signal.getsignal(signal.SIGINT)
+    main = threading.current_thread() is threading.main_thread()
+    if not main or before in (None, signal.SIG_IGN):
         yield lambda: None
         return
     pressed: list[bool] = []
-    before = signal.getsignal(signal.SIGINT)
 
     def press(number: int, frame: Any) -> None:
         if pressed:

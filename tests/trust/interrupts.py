@@ -54,7 +54,8 @@ def pressed(after: float, engine: Any, head: Any, name: str, journal: Path) -> b
 def interrupt(engine: Any, head: Any, folder: Path, moments: int) -> dict[str, int]:
     """Counts of what was pressed; AssertionError for anything that is not as it was."""
     counts = {"moments": 0, "within_a_search": 0, "resumed_from_records": 0}
-    draw, handler = np.random.default_rng(0), signal.getsignal(signal.SIGINT)
+    draw, handler = np.random.default_rng(0), signal.default_int_handler
+    signal.signal(signal.SIGINT, handler)  # a process in the background ignores it
     # every event is written at once; that it reaches the disk does not matter here
     with mock.patch.object(events, "SECONDS", 0.0), mock.patch.object(os, "fsync"):
         expected = {name: solve(engine, PROMPTS, name, head) for name in NAMES}
