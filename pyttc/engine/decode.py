@@ -15,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ..ops.sample import Sample, row_values, sample
+from ..ops.sample import Sample, sample
+from ..ops.sampling import row_values
 from . import ahead
 from .ahead import Drawn
 from .arguments import array_of, for_each, whole_number, whole_numbers

@@ -16,7 +16,8 @@ import torch
 from torch import nn
 
 from .. import _C
-from ..ops.sample import Sample, outputs
+from ..ops.sample import Sample
+from ..ops.sampling import outputs
 from ..prefix_tree import PrefixTree
 from .attention import Step
 from .room import Room

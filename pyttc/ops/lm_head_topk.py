@@ -10,10 +10,11 @@ import torch
 
 from .. import _C
 from ..dispatch import Implementation, register, triton
-from . import checks
-from . import sample as sampling
+from . import checks, sampling
 from . import topk_score as scoring
-from .sample import Number, Sample, Whole
+from .sample import Sample
+from .sample import reference as sample_reference
+from .sampling import Number, Whole
 from .topk_score import TopKScore
 
 
@@ -204,7 +205,7 @@ def fake_draw(
 def reference_draw(
     hidden: torch.Tensor, weight: torch.Tensor, *parameters: Any
 ) -> tuple[torch.Tensor, ...]:
-    return sampling.reference(product(hidden, weight), *parameters)
+    return sample_reference(product(hidden, weight), *parameters)
 
 
 def native_draw(

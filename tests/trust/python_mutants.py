@@ -73,6 +73,7 @@ def of_op(name: str) -> list[str]:
 MODULES: dict[str, list[str]] = {
     **{f"pyttc/ops/{name}.py": of_op(name) for name in OPS},
     "pyttc/ops/philox.py": ["tests/test_sample.py"],
+    "pyttc/ops/sampling.py": [*of_op("sample"), *of_op("lm_head_topk")],
     "pyttc/ops/checks.py": [
         "tests/test_overlap.py",
         "tests/test_invalid_calls.py::test_declared",

@@ -2,15 +2,16 @@
 
 INNER_DEFAULT = "the public function passes every argument: no call takes this default"
 UNUSED_ROOM = "arrays of nodes become larger than they have to be, and no result shows it"
-SAMPLE, CACHE = "pyttc/ops/sample.py", "pyttc/engine/cache.py"
+SAMPLE, SAMPLING = "pyttc/ops/sample.py", "pyttc/ops/sampling.py"
+CACHE = "pyttc/engine/cache.py"
 NEITHER = "And to Or: not isinstance(value, (int, float)) and isinstance(value, torch.Tensor)"
 REASONS: dict[tuple[str, str, str], str] = {
     (SAMPLE, "reference", "USub dropped: -1"): "the tensor has two dimensions: its last is 1",
     (SAMPLE, "reference", "0 to 1"): "what this fills with 1 is then cut to at most 0",
     (SAMPLE, "keep", "1 to 2"): "what top_p = 1 would cut off is less than a sum's rounding",
-    (SAMPLE, "check_numbers", "0 to 1"): INNER_DEFAULT,
-    (SAMPLE, "any_tensor", NEITHER): "differs for what is neither, which is refused either way",
-    (SAMPLE, "row_values", "True to False"): "a check of lengths equal by construction",
+    (SAMPLING, "check_numbers", "0 to 1"): INNER_DEFAULT,
+    (SAMPLING, "any_tensor", NEITHER): "differs for what is neither, which is refused either way",
+    (SAMPLING, "row_values", "True to False"): "a check of lengths equal by construction",
     ("pyttc/ops/select_beams.py", "fake", "0.0 to 1.0"): INNER_DEFAULT,
     ("pyttc/ops/lm_head_topk.py", "lm_head_topk", "1.0 to 2.0"): "an overload, for type checkers",
     (
