@@ -275,7 +275,7 @@ def test_positions_past_what_was_prepared(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_what_does_not_fit_is_refused(no_eos: Engine) -> None:
     paths = no_eos.prefill("the").fork(2, seed=0).decode(max_new_tokens=1)
-    with paths.room(np.arange(2), np.full(2, 3)) as leaves:
+    with paths._room(np.arange(2), np.full(2, 3)) as leaves:
         tree = no_eos._trees.steps(leaves, 0)
         token = torch.tensor([5, 6])
         at = torch.from_numpy(no_eos.cache.lengths(leaves) - 3)

@@ -52,10 +52,10 @@ def advance(
     engine.collect()
     first, counts = cache.lengths(paths.leaves[which]), np.full_like(which, steps)
     paths.segment.reserve(own, counts)
-    with paths.room(which, counts) as leaves:
+    with paths._room(which, counts) as leaves:
         hidden, (tokens, values) = run(leaves, first)
         done = len(tokens)
-        states = paths.with_hidden(which, hidden)
+        states = paths._with_hidden(which, hidden)
         if done < steps:
             cache.take_back(leaves, leaves, counts - done)
             counts.fill(done)  # what is taken back should the rest fail

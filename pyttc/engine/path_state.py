@@ -175,7 +175,7 @@ class PathState(NotCopied):
         used, row[known] = np.unique(self._hidden_row[known], return_inverse=True)
         return self._hidden[torch.from_numpy(used).to(self._hidden.device)], row
 
-    def with_hidden(self, which: Ints, hidden: torch.Tensor) -> tuple[torch.Tensor, Ints]:
+    def _with_hidden(self, which: Ints, hidden: torch.Tensor) -> tuple[torch.Tensor, Ints]:
         """All hidden states, and each path's row there, once the paths at `which` have these."""
         row = self._hidden_row.copy()
         row[which] = np.arange(which.size)
@@ -187,7 +187,7 @@ class PathState(NotCopied):
             hidden = torch.cat([hidden[: which.size], old])
         return hidden, row
 
-    def no_hidden(self, rows: int) -> torch.Tensor:
+    def _no_hidden(self, rows: int) -> torch.Tensor:
         """Hidden states that are not known."""
         return self._hidden.new_full((rows, self._hidden.shape[1]), torch.nan)
 

@@ -296,19 +296,19 @@ class Paths(PathState):
         first = cache.lengths(self.leaves[waiting])
         counts = self.lengths[waiting] - first
         tokens = history.tail(self.segment, self.rows[waiting], counts)
-        with self.room(waiting, counts) as leaves:
+        with self._room(waiting, counts) as leaves:
             if skip:
-                hidden = self.no_hidden(waiting.size)
+                hidden = self._no_hidden(waiting.size)
             else:
                 hidden = engine.run(leaves, first, counts, tokens)
-            states = self.with_hidden(waiting, hidden)
+            states = self._with_hidden(waiting, hidden)
             self.leaves[waiting], (self._hidden, self._hidden_row) = leaves, states
         self.hollow |= skip
         self.cost.passed(first, counts, cache.tokens_under(leaves))
         self.cost.held(engine.kv_bytes, self.lengths)
 
     @contextlib.contextmanager
-    def room(self, which: Ints, counts: Ints) -> Iterator[Ints]:
+    def _room(self, which: Ints, counts: Ints) -> Iterator[Ints]:
         """Room in the cache for counts[i] more tokens of each path at `which`, and their leaves then. Taken
         back should what is done inside fail."""
         engine, before = self.engine, self.leaves[which]

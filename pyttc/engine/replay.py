@@ -31,7 +31,7 @@ def skip(paths: Paths, which: Ints, drawn: Drawn) -> None:
         paths.forward(which, skip=True)
         paths.cost.sampled(which.size, np.unique(paths._hidden_row[which]).size)
     elif ahead.possible(paths, which):
-        ahead.advance(paths, which, steps, lambda *_: (paths.no_hidden(which.size), drawn))
+        ahead.advance(paths, which, steps, lambda *_: (paths._no_hidden(which.size), drawn))
         paths.hollow = True
     else:
         raise ValueError(f"drawn: got {steps} steps, expected 1")
