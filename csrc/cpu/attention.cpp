@@ -259,10 +259,14 @@ class Run {
       if (rows->begin < rows->end) {
         for (int64_t i = 0; i < paths && call_.window != INT64_MAX; ++i)
           std::fill_n(first + i * group_, group_, inside(path_of[i], tile));
-        kernels_.pack(*rows, paths * group_, call_.dim, padded_, k_packed, v_packed);
-        kernels_.rows({paths * group_, call_.dim, padded_, q, k_packed, v_packed, rows, next, m, l,
-                       o, rows->begin, rows->end, call_.window == INT64_MAX ? nullptr : first,
-                       call_.scale, call_.softcap});
+        const int64_t n = paths * group_;
+        Ahead ahead(*next, call_.dim * width_, kernels_.calls(n, call_.dim));
+        kernels_.pack(*rows, n, call_.dim, padded_, k_packed, v_packed, ahead);
+        kernels_.rows(
+            {n, call_.dim, padded_, q, k_packed, v_packed, rows, m, l, o, rows->begin, rows->end,
+             call_.window == INT64_MAX ? nullptr : first, call_.scale, call_.softcap},
+            ahead);
+        ahead.rest();
       }
       std::swap(rows, next);
     }

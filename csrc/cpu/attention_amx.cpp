@@ -9,8 +9,8 @@ namespace pyttc {
 namespace {
 
 void pack(const TileRows& tile, int64_t, int64_t dim, int64_t padded, void* k_packed,
-          void* v_packed) {
-  pack_keys(tile, dim, static_cast<float*>(k_packed));
+          void* v_packed, Ahead& ahead) {
+  pack_keys(tile, dim, static_cast<float*>(k_packed), ahead);
   pack_values(tile, kPair, dim, padded, static_cast<float*>(v_packed));
 }
 
@@ -60,11 +60,10 @@ void values(const AttentionRows& a, const float* p, int from, const float* alpha
 }
 
 // nothrow: with exception tables the file would hold a symbol that the linker shares with others.
-__attribute__((nothrow)) void rows_on_tiles(const AttentionRows& a) {
+__attribute__((nothrow)) void rows_on_tiles(const AttentionRows& a, Ahead& ahead) {
   alignas(64) float s[(kBlock + 16) * kTile];  // a block of 16 rows may begin at any
   float alpha[kBlock + W];
   const float* kt = static_cast<const float*>(a.k);
-  Ahead ahead(*a.next, a.dim * sizeof(bf16), static_cast<int>(2 * (a.rows + 15) / 16));
   for (int64_t at = 0; at < a.rows; at += kBlock) {
     const int n = static_cast<int>(a.rows - at < kBlock ? a.rows - at : kBlock);
     for (int r = 0; r < n; r += 16) {
@@ -93,13 +92,15 @@ __attribute__((nothrow)) void rows_on_tiles(const AttentionRows& a) {
   }
 }
 
-void rows(const AttentionRows& a) {
+void rows(const AttentionRows& a, Ahead& ahead) {
   const Tiles tiles;
-  rows_on_tiles(a);
+  rows_on_tiles(a, ahead);
 }
+
+int64_t calls(int64_t rows, int64_t) { return kTile / W + 2 * ((rows + 15) / 16); }
 
 }  // namespace
 
-extern const AttentionKernels attention_amx = {query_pairs, pack, rows, finish<bf16>};
+extern const AttentionKernels attention_amx = {query_pairs, pack, rows, finish<bf16>, calls};
 
 }  // namespace pyttc

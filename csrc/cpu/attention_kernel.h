@@ -19,6 +19,8 @@ constexpr int kVectors = W == 16 ? 4 : 2;
 // A score is the sum of runs of this many products: one long chain would round worse than torch's
 // does.
 constexpr int64_t kRun = 16;
+// Values are multiplied so many steps at a time, between which the next tile is asked for.
+constexpr int kSteps = 8;
 
 template <class T>
 void query(const void* q_, int64_t dim, float* row) {
@@ -29,9 +31,10 @@ void query(const void* q_, int64_t dim, float* row) {
 
 // K^T [dim][kTile]
 template <class T>
-void pack_keys(const TileRows& tile, int64_t dim, float* kt) {
+void pack_keys(const TileRows& tile, int64_t dim, float* kt, Ahead& ahead) {
   const int64_t whole = dim / W * W;
   for (int t = tile.begin / W * W; t < tile.end; t += W) {
+    ahead();
     const T* row[W];
     for (int i = 0; i < W; ++i) row[i] = static_cast<const T*>(tile.k[t + i]);
     vf x[W];
@@ -140,10 +143,11 @@ inline void each(vf (&acc)[R][V], F f) {
 
 // A block of R rows against one tile, before and after the softmax.
 template <class Step, int R, int V>
-void scores(const float* q, int64_t padded, const float* kt, int64_t dim, float* s) {
+void scores(const float* q, int64_t padded, const float* kt, int64_t dim, float* s, Ahead& ahead) {
   const int64_t steps = dim / Step::kStep;
   for (int64_t d = 0; d < steps; d += kRun) {
     vf acc[R][V];
+    ahead();
     each(acc, [](int, int, vf) { return zero(); });
     multiply(q, padded, PackedRows<Step>{kt, kTile}, d, d + kRun < steps ? d + kRun : steps, acc);
     each(acc, [&](int r, int v, vf x) {
@@ -155,11 +159,16 @@ void scores(const float* q, int64_t padded, const float* kt, int64_t dim, float*
 }
 
 template <class B, int R, int V>
-void values(const float* p, B b, int begin, int end, const float* alpha, float* o, int64_t padded) {
+void values(const float* p, B b, int begin, int end, const float* alpha, float* o, int64_t padded,
+            Ahead& ahead) {
   vf acc[R][V];
   each(acc, [](int, int, vf) { return zero(); });
   constexpr int step = B::Step::kStep;
-  multiply(p, kTile, b, begin / step, (end + step - 1) / step, acc);
+  const int last = (end + step - 1) / step;
+  for (int k = begin / step; k < last; k += kSteps) {
+    ahead();
+    multiply(p, kTile, b, k, k + kSteps < last ? k + kSteps : last, acc);
+  }
   each(acc, [&](int r, int v, vf x) {
     float* at = o + r * padded + v * W;
     store(at, fma(load(at), set1(alpha[r]), x));
@@ -167,9 +176,9 @@ void values(const float* p, B b, int begin, int end, const float* alpha, float* 
   });
 }
 
-using Scores = void (*)(const float*, int64_t, const float*, int64_t, float*);
+using Scores = void (*)(const float*, int64_t, const float*, int64_t, float*, Ahead&);
 template <class B>
-using Values = void (*)(const float*, B, int, int, const float*, float*, int64_t);
+using Values = void (*)(const float*, B, int, int, const float*, float*, int64_t, Ahead&);
 
 #define PYTTC_ROWS(f, B, v) {f<B, 1, v>, f<B, 2, v>, f<B, 3, v>, f<B, 4, v>, f<B, 5, v>, f<B, 6, v>}
 #if defined(__AVX512F__)
@@ -201,11 +210,11 @@ template <class B>
 void weighted(const AttentionRows& a, const float* p, int64_t at, int n, int from,
               const float* alpha, B b, Ahead& ahead) {
   in_blocks(n, [&](int r, int count) {
-    ahead();
     for (int64_t d = 0; d < a.dim; d += kVectors * W) {
       const int64_t left = (a.dim - d + W - 1) / W;
       kValues<B>[(left < kVectors ? left : kVectors) - 1][count - 1](
-          p + r* kTile, b.from(d), from, a.end, alpha + r, a.o + (at + r)* a.padded + d, a.padded);
+          p + r* kTile, b.from(d), from, a.end, alpha + r, a.o + (at + r)* a.padded + d, a.padded,
+          ahead);
     }
   });
 }
@@ -224,8 +233,8 @@ struct Plain {
   static constexpr int kInPlace = 2 * kRows;
   static constexpr auto query = pyttc::query<T>;
   static void pack(const TileRows& tile, int64_t rows, int64_t dim, int64_t padded, void* k_packed,
-                   void* v_packed) {
-    pack_keys<T>(tile, dim, static_cast<float*>(k_packed));
+                   void* v_packed, Ahead& ahead) {
+    pack_keys<T>(tile, dim, static_cast<float*>(k_packed), ahead);
     if (!in_place<Plain>(rows, dim))
       pack_values<T>(tile, dim, padded, static_cast<float*>(v_packed));
   }
@@ -248,8 +257,8 @@ struct Paired {
   static constexpr int kInPlace = 6 * kRows;
   static constexpr auto query = query_pairs;
   static void pack(const TileRows& tile, int64_t rows, int64_t dim, int64_t padded, void* k_packed,
-                   void* v_packed) {
-    pack_keys(tile, dim, static_cast<float*>(k_packed));
+                   void* v_packed, Ahead& ahead) {
+    pack_keys(tile, dim, static_cast<float*>(k_packed), ahead);
     if (!in_place<Paired>(rows, dim))
       pack_values(tile, 2, dim, padded, static_cast<float*>(v_packed));
   }
@@ -278,24 +287,21 @@ struct Paired {
 #endif
 
 template <class M>
-void rows(const AttentionRows& a) {
+void rows(const AttentionRows& a, Ahead& ahead) {
   using Step = typename M::Step;
   alignas(64) float s[kBlock * kTile];
   float alpha[kBlock + W];
   const float* kt = static_cast<const float*>(a.k);
   const int vectors = (a.end + W - 1) / W;
-  Ahead ahead(*a.next, a.dim * sizeof(typename M::T),
-              static_cast<int>(2 * (a.rows + kRows - 1) / kRows));
   for (int64_t at = 0; at < a.rows; at += kBlock) {
     const int n = static_cast<int>(a.rows - at < kBlock ? a.rows - at : kBlock);
     const float* q = a.q + at * a.padded;
     const int* first = a.first ? a.first + at : nullptr;
     in_blocks(n, [&](int r, int count) {
-      ahead();
       for (int v = 0; v < vectors; v += kVectors) {
         const int width = vectors - v < kVectors ? vectors - v : kVectors;
         kScores<Step>[width - 1][count - 1](q + r* a.padded, a.padded, kt + v* W, a.dim,
-                                            s + r* kTile + v* W);
+                                            s + r* kTile + v* W, ahead);
       }
     });
     for (int r = 0; r < n; r += W)
@@ -313,8 +319,18 @@ void rows(const AttentionRows& a) {
   }
 }
 
+// How often packing and the products of so many rows call Ahead.
 template <class M>
-constexpr AttentionKernels kernels = {M::query, M::pack, rows<M>, finish<typename M::T>};
+int64_t calls(int64_t rows, int64_t dim) {
+  constexpr int64_t kStep = M::Step::kStep;
+  const int64_t runs = (dim / kStep + kRun - 1) / kRun,
+                widths = (dim + kVectors * W - 1) / (kVectors * W);
+  return kTile / W + (rows + kRows - 1) / kRows *
+                         (runs * (kTileVectors / kVectors) + kTile / kStep / kSteps * widths);
+}
+
+template <class M>
+constexpr AttentionKernels kernels = {M::query, M::pack, rows<M>, finish<typename M::T>, calls<M>};
 
 }  // namespace
 

@@ -22,14 +22,16 @@ void query_pairs(const void* q, int64_t dim, float* row) {
 }
 
 // [dim / 2][kTile][2]
-void pack_keys(const TileRows& tile, int64_t dim, float* packed) {
-  for (int t = tile.begin / W * W; t < tile.end; t += W)
+void pack_keys(const TileRows& tile, int64_t dim, float* packed, Ahead& ahead) {
+  for (int t = tile.begin / W * W; t < tile.end; t += W) {
+    ahead();
     for (int64_t d = 0; d < dim; d += kPair) {
       vf x[W];
       for (int i = 0; i < W; ++i) x[i] = {_mm512_castsi512_ps(row_of(tile.k[t + i], d, dim))};
       transpose(x);
       for (int i = 0; i < W; ++i) store(packed + (d / 2 + i) * kTile + t, x[i]);
     }
+  }
 }
 
 // Lanes 0 and 16, 1 and 17, ... side by side: 16 values of two tokens, one token in each half.

@@ -13,30 +13,6 @@ constexpr int kTileVectors = kTile / W;
 // overflow.
 constexpr float kSmall = 0x1p-20f;
 
-// Brings the next tile's keys and values into the second level, a share with each of `times` calls:
-// they are too short, and too far from one another, for the processor to foresee them, and all at
-// once would fill its queues.
-class Ahead {
- public:
-  Ahead(const TileRows& next, int64_t bytes, int times)
-      : next_(next), bytes_(bytes), share_((2 * kTile + times - 1) / times) {}
-
-  void operator()() {
-    const int end = at_ + share_ < 2 * kTile ? at_ + share_ : 2 * kTile;
-    for (; at_ < end; ++at_) {
-      const void* row = at_ < kTile ? next_.k[at_] : next_.v[at_ - kTile];
-      for (int64_t byte = 0; byte < bytes_; byte += 64)
-        __builtin_prefetch(static_cast<const char*>(row) + byte, 0, 2);
-    }
-  }
-
- private:
-  const TileRows& next_;
-  const int64_t bytes_;
-  const int share_;
-  int at_ = 0;
-};
-
 // Transposes W vectors of W.
 #if defined(__AVX512F__)
 inline void transpose(vf* x) {
