@@ -1,5 +1,6 @@
 """Journals: a run that goes on from one is the run that was never interrupted, and no other goes on."""
 
+import base64
 import errno
 import json
 import os
@@ -229,6 +230,11 @@ def test_other_files_are_refused_and_left_alone(tmp_path):
         Journal(tmp_path, asked)
 
 
+def repeated(text, steps):
+    """A draw's array as if of so many steps."""
+    return base64.b64encode(base64.b64decode(text) * steps).decode()
+
+
 def test_records_that_do_not_fit_are_refused(engine, head, path):
     """A whole line with a right checksum need not be one that was written here."""
     solve(engine, PROMPTS, "beam", head, journal=path)
@@ -245,6 +251,9 @@ def test_records_that_do_not_fit_are_refused(engine, head, path):
         (draw, ["draw", {}]),
         (draw, ["draw", {**good, "tokens": good["logprobs"]}]),
         (draw, ["draw", {**good, "tokens": "AAAA"}]),
+        (draw, ["draw", {name: repeated(text, 2) for name, text in good.items()}]),
+        (draw, ["draw", {name: repeated(text, 500) for name, text in good.items()}]),
+        (draw, ["draw", {name: "" for name in good}]),
         (draw, ["draw", {**good, "more": good["logprobs"]}]),
         (draw, ["draw", {n: v for n, v in good.items() if n != "processed_logprobs"}]),
         (score, ["score", {**scores, "scores": scores["scores"][1:]}]),
