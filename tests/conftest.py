@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 import pyttc
-from pyttc.engine import ahead
+from pyttc.engine import multi_step
 from pyttc.search import budget
 from pyttc.tasks.countdown_search import reward_head
 
@@ -47,7 +47,7 @@ def ctrl_c() -> None:
 @pytest.fixture(autouse=True)
 def steps_at_any_speed(monkeypatch: pytest.MonkeyPatch) -> None:
     """How many steps are taken at once does not depend on the machine."""
-    monkeypatch.setattr(ahead, "SECONDS", 1e6)
+    monkeypatch.setattr(multi_step, "SECONDS", 1e6)
 
 
 @pytest.fixture

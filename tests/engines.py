@@ -1,9 +1,11 @@
-"""Fixtures for a test file to take as its own: an engine, and a look at its pages after each test."""
+"""Fixtures for a test file to take as its own: an engine, and a look at its pages after each test. And how
+many steps an engine takes at once."""
 
 from __future__ import annotations
 
 import gc
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -45,3 +47,18 @@ def nothing_leaks(engine: Engine) -> Iterator[None]:
     yield
     gc.collect()  # an exception that a test held, and the frames it went through, are a cycle
     check_engine(engine)
+
+
+def count_steps(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """A list that gets the number of steps of each native call that takes several."""
+    steps = engine.model.steps
+    taken: list[int] = []
+    assert steps is not None
+
+    def counted(*args: Any, **named: Any) -> Any:
+        hidden, drawn = steps(*args, **named)
+        taken.append(len(drawn.tokens))
+        return hidden, drawn
+
+    monkeypatch.setattr(engine.model, "steps", counted)
+    return taken

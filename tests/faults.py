@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import sys
 from collections.abc import Iterator
 from types import BuiltinFunctionType, FunctionType
@@ -12,33 +13,8 @@ import numpy
 import pytest
 import torch
 
-from pyttc.engine import (
-    ahead,
-    arguments,
-    cache,
-    decode,
-    engine,
-    history,
-    identity,
-    path_state,
-    paths,
-    stops,
-    tree,
-)
-
-MODULES = (
-    ahead,
-    arguments,
-    cache,
-    decode,
-    engine,
-    history,
-    identity,
-    path_state,
-    paths,
-    stops,
-    tree,
-)
+NAMES = "arguments cache decode engine history identity multi_step path_state paths stops tree"
+MODULES = [importlib.import_module(f"pyttc.engine.{name}") for name in NAMES.split()]
 # of torch, what gives no tensor
 SMALL = {"size", "dim", "stride", "numel", "data_ptr", "get_num_threads", "is_floating_point"}
 SMALL |= {"is_contiguous", "element_size", "storage_offset", "is_grad_enabled", "item", "tolist"}

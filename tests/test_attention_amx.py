@@ -52,11 +52,11 @@ extern "C" void attend(const pyttc::bf16* q, const pyttc::bf16* k, const pyttc::
       at.v[t] = v + int64_t{tile * kTile + there} * dim;
     }
     const TileRows next;
-    Ahead ahead(next, dim * 2, attention_amx.calls(rows, dim));
-    attention_amx.pack(at, rows, dim, padded, kt, vp, ahead);
+    Prefetch prefetch(next, dim * 2, attention_amx.prefetches(rows, dim));
+    attention_amx.pack(at, rows, dim, padded, kt, vp, prefetch);
     attention_amx.rows({rows, dim, padded, query, kt, vp, &at, m, l, o, at.begin, at.end,
                         low ? first : nullptr, scale, 0.f},
-                       ahead);
+                       prefetch);
   }
   for (int r = 0; r < rows; ++r) {
     const float one = 1, *from = o + r * padded;

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import pyttc.engine as engine_package
-from pyttc.engine import Engine, LinearHead, ahead
+from pyttc.engine import Engine, LinearHead, multi_step
 from tests import engines, tiny_models
 from tests.common import written
 
@@ -104,7 +104,7 @@ def test_a_path_at_its_stop_leaves_the_batch_at_once(
         rows.append(leaves.size)
         return run(leaves, *others)
 
-    monkeypatch.setattr(ahead, "STEPS", 1)
+    monkeypatch.setattr(multi_step, "STEPS", 1)
     monkeypatch.setattr(no_eos, "run", counted)
     limits = np.array([1, 2, 2, 4, 7, 7, 7, 7])
     no_eos.prefill("the").fork(8, seed=0).decode(max_new_tokens=limits)

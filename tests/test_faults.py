@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from pyttc.engine import Engine, LinearHead, OutOfPages, Paths, ahead
+from pyttc.engine import Engine, LinearHead, OutOfPages, Paths, multi_step
 from pyttc.engine.cache import PathCache
 from pyttc.engine.tree import TreeBuilder
 from tests import engines
@@ -62,6 +62,12 @@ def decode(state: State) -> None:
     state.paths.decode(max_new_tokens=12 - state.paths.new_lengths)
 
 
+def decode_singly(state: State) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(multi_step, "STEPS", 1)
+        decode(state)
+
+
 def decode_to_stop(state: State) -> None:
     stopped = np.array(state.paths.ended) == "until"
     left = np.where(stopped, 0, 12 - state.paths.new_lengths)
@@ -84,7 +90,7 @@ def free(state: State) -> None:
     state.paths.free()
 
 
-VERBS = (prefill, fork, decode, decode_to_stop, append, score, select, free)
+VERBS = (prefill, fork, decode, decode_singly, decode_to_stop, append, score, select, free)
 
 
 def some(count: int, share: int) -> range:
@@ -181,7 +187,7 @@ def test_pages_run_out_at_any_page(engine: Engine, monkeypatch: pytest.MonkeyPat
 def test_a_model_that_raises_in_the_middle_of_a_step(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ahead, "STEPS", 1)
+    monkeypatch.setattr(multi_step, "STEPS", 1)
     state = State(engine)
     decode(state)
     expected = state.result()
@@ -208,7 +214,7 @@ def test_a_model_that_raises_in_the_middle_of_a_step(
 
 
 def test_a_row_of_nan_ends_its_path_alone(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ahead, "STEPS", 1)
+    monkeypatch.setattr(multi_step, "STEPS", 1)
     state = State(engine)
     decode(state)
     expected = state.rows()

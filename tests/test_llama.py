@@ -19,7 +19,6 @@ from tests.common import run_below, same, spread, threads
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 SIZES = (2, 8, 16, 70, 768)
-FAMILY = ("llama", "mistral", "qwen2", "qwen2_window", "qwen3")
 
 
 def drawn(*shapes: tuple[int, ...], dtype: torch.dtype) -> list[torch.Tensor]:
@@ -156,7 +155,7 @@ def test_a_pass_that_does_not_fit_is_refused(tmp_path: Any) -> None:
             step()
 
 
-@pytest.mark.parametrize("kind", FAMILY)
+@pytest.mark.parametrize("kind", tiny_models.FAMILY)
 def test_the_pass_gives_what_the_modules_give(kind: str, tmp_path: Any) -> None:
     folder = tiny_models.make(kind, tmp_path)
     logits = []

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 
-from pyttc.engine import Engine, Paths, ahead
+from pyttc.engine import Engine, Paths, multi_step
 from tests import engines
 from tests.pages import check_engine
 
@@ -165,7 +165,7 @@ def test_garbage_amid_a_verb_leaves_the_cache_as_it_is(
         assert engine.cache.free_pages == before[1]
         return write(*args)
 
-    monkeypatch.setattr(ahead, "STEPS", 1)  # a write for each
+    monkeypatch.setattr(multi_step, "STEPS", 1)  # a write for each
     garbage = [engine.prefill("the next").fork(3).decode(max_new_tokens=20) for _ in range(9)]
     gc.collect()
     monkeypatch.setattr(engine.cache, "write", collects)

@@ -137,20 +137,13 @@ def test_a_linear_head_scores_without_a_pass_of_its_own(
     LinearHead(torch.randn(1, 64), 0.5).save(str(tmp_path / "prm.safetensors"))
     head = LinearHead.from_file(str(tmp_path / "prm.safetensors"))
     ran = []
-    run, steps = no_eos.run, no_eos.model.steps
-
-    def counted(*args, **named):
-        hidden, drawn = steps(*args, **named)
-        ran.append(drawn.tokens.numel())
-        return hidden, drawn
-
+    run, taken = no_eos.run, engines.count_steps(no_eos, monkeypatch)
     monkeypatch.setattr(no_eos, "run", lambda *a: ran.append(a[2].sum()) or run(*a))
-    monkeypatch.setattr(no_eos.model, "steps", counted)
     paths = no_eos.prefill("the steps").fork(6, seed=0).decode(max_new_tokens=5)
     scores = paths.score(head)
     paths.decode(max_new_tokens=5)
     # every token but each path's last went through the model once
-    assert sum(ran) == paths.prompts[0].size + 6 * 9
+    assert sum(ran) + 6 * sum(taken) == paths.prompts[0].size + 6 * 9
     model = tiny_models.plain_model(no_eos.model.config.name_or_path)
     for i, row in enumerate(written(paths)):
         ids = torch.tensor([[*paths.prompts[0].tolist(), *row[:5]]])

@@ -49,6 +49,8 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma3": ("Gemma3TextConfig", {"sliding_window": 5, "layer_types": LAYERS}),
 }
 
+FAMILY = ("llama", "mistral", "qwen2", "qwen2_window", "qwen3")  # that of LlamaPass
+
 
 def make(kind: str, folder: Path, dtype: torch.dtype = torch.float32, **changes: Any) -> str:
     """Saves a model and a byte-level tokenizer; returns the folder."""

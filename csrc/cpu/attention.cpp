@@ -260,13 +260,13 @@ class Run {
         for (int64_t i = 0; i < paths && call_.window != INT64_MAX; ++i)
           std::fill_n(first + i * group_, group_, inside(path_of[i], tile));
         const int64_t n = paths * group_;
-        Ahead ahead(*next, call_.dim * width_, kernels_.calls(n, call_.dim));
-        kernels_.pack(*rows, n, call_.dim, padded_, k_packed, v_packed, ahead);
+        Prefetch prefetch(*next, call_.dim * width_, kernels_.prefetches(n, call_.dim));
+        kernels_.pack(*rows, n, call_.dim, padded_, k_packed, v_packed, prefetch);
         kernels_.rows(
             {n, call_.dim, padded_, q, k_packed, v_packed, rows, m, l, o, rows->begin, rows->end,
              call_.window == INT64_MAX ? nullptr : first, call_.scale, call_.softcap},
-            ahead);
-        ahead.rest();
+            prefetch);
+        prefetch.rest();
       }
       std::swap(rows, next);
     }

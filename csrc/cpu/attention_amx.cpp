@@ -9,8 +9,8 @@ namespace pyttc {
 namespace {
 
 void pack(const TileRows& tile, int64_t, int64_t dim, int64_t padded, void* k_packed,
-          void* v_packed, Ahead& ahead) {
-  pack_keys(tile, dim, static_cast<float*>(k_packed), ahead);
+          void* v_packed, Prefetch& prefetch) {
+  pack_keys(tile, dim, static_cast<float*>(k_packed), prefetch);
   pack_values(tile, kPair, dim, padded, static_cast<float*>(v_packed));
 }
 
@@ -60,14 +60,14 @@ void values(const AttentionRows& a, const float* p, int from, const float* alpha
 }
 
 // nothrow: with exception tables the file would hold a symbol that the linker shares with others.
-__attribute__((nothrow)) void rows_on_tiles(const AttentionRows& a, Ahead& ahead) {
+__attribute__((nothrow)) void rows_on_tiles(const AttentionRows& a, Prefetch& prefetch) {
   alignas(64) float s[(kBlock + 16) * kTile];  // a block of 16 rows may begin at any
   float alpha[kBlock + W];
   const float* kt = static_cast<const float*>(a.k);
   for (int64_t at = 0; at < a.rows; at += kBlock) {
     const int n = static_cast<int>(a.rows - at < kBlock ? a.rows - at : kBlock);
     for (int r = 0; r < n; r += 16) {
-      ahead();
+      prefetch();
       const int columns = (a.end + 15) / 16, count = n - r < 16 ? n - r : 16;
       zero_columns();
       for (int64_t d = 0; d < a.dim; d += kPair) {
@@ -79,7 +79,7 @@ __attribute__((nothrow)) void rows_on_tiles(const AttentionRows& a, Ahead& ahead
               a.l + at + r, alpha + r, keep_pairs);
     }
     for (int r = 0; r < n;) {
-      ahead();
+      prefetch();
       int next = n < r + 16 ? n : r + 16;
       const int from = a.first ? a.first[at + r] : a.begin;
       if (a.first)
@@ -92,15 +92,15 @@ __attribute__((nothrow)) void rows_on_tiles(const AttentionRows& a, Ahead& ahead
   }
 }
 
-void rows(const AttentionRows& a, Ahead& ahead) {
+void rows(const AttentionRows& a, Prefetch& prefetch) {
   const Tiles tiles;
-  rows_on_tiles(a, ahead);
+  rows_on_tiles(a, prefetch);
 }
 
-int64_t calls(int64_t rows, int64_t) { return kTile / W + 2 * ((rows + 15) / 16); }
+int64_t prefetches(int64_t rows, int64_t) { return kTile / W + 2 * ((rows + 15) / 16); }
 
 }  // namespace
 
-extern const AttentionKernels attention_amx = {query_pairs, pack, rows, finish<bf16>, calls};
+extern const AttentionKernels attention_amx = {query_pairs, pack, rows, finish<bf16>, prefetches};
 
 }  // namespace pyttc

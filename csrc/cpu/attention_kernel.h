@@ -31,10 +31,10 @@ void query(const void* q_, int64_t dim, float* row) {
 
 // K^T [dim][kTile]
 template <class T>
-void pack_keys(const TileRows& tile, int64_t dim, float* kt, Ahead& ahead) {
+void pack_keys(const TileRows& tile, int64_t dim, float* kt, Prefetch& prefetch) {
   const int64_t whole = dim / W * W;
   for (int t = tile.begin / W * W; t < tile.end; t += W) {
-    ahead();
+    prefetch();
     const T* row[W];
     for (int i = 0; i < W; ++i) row[i] = static_cast<const T*>(tile.k[t + i]);
     vf x[W];
@@ -143,11 +143,12 @@ inline void each(vf (&acc)[R][V], F f) {
 
 // A block of R rows against one tile, before and after the softmax.
 template <class Step, int R, int V>
-void scores(const float* q, int64_t padded, const float* kt, int64_t dim, float* s, Ahead& ahead) {
+void scores(const float* q, int64_t padded, const float* kt, int64_t dim, float* s,
+            Prefetch& prefetch) {
   const int64_t steps = dim / Step::kStep;
   for (int64_t d = 0; d < steps; d += kRun) {
     vf acc[R][V];
-    ahead();
+    prefetch();
     each(acc, [](int, int, vf) { return zero(); });
     multiply(q, padded, PackedRows<Step>{kt, kTile}, d, d + kRun < steps ? d + kRun : steps, acc);
     each(acc, [&](int r, int v, vf x) {
@@ -160,13 +161,13 @@ void scores(const float* q, int64_t padded, const float* kt, int64_t dim, float*
 
 template <class B, int R, int V>
 void values(const float* p, B b, int begin, int end, const float* alpha, float* o, int64_t padded,
-            Ahead& ahead) {
+            Prefetch& prefetch) {
   vf acc[R][V];
   each(acc, [](int, int, vf) { return zero(); });
   constexpr int step = B::Step::kStep;
   const int last = (end + step - 1) / step;
   for (int k = begin / step; k < last; k += kSteps) {
-    ahead();
+    prefetch();
     multiply(p, kTile, b, k, k + kSteps < last ? k + kSteps : last, acc);
   }
   each(acc, [&](int r, int v, vf x) {
@@ -176,9 +177,9 @@ void values(const float* p, B b, int begin, int end, const float* alpha, float* 
   });
 }
 
-using Scores = void (*)(const float*, int64_t, const float*, int64_t, float*, Ahead&);
+using Scores = void (*)(const float*, int64_t, const float*, int64_t, float*, Prefetch&);
 template <class B>
-using Values = void (*)(const float*, B, int, int, const float*, float*, int64_t, Ahead&);
+using Values = void (*)(const float*, B, int, int, const float*, float*, int64_t, Prefetch&);
 
 #define PYTTC_ROWS(f, B, v) {f<B, 1, v>, f<B, 2, v>, f<B, 3, v>, f<B, 4, v>, f<B, 5, v>, f<B, 6, v>}
 #if defined(__AVX512F__)
@@ -208,13 +209,13 @@ inline void in_blocks(int n, F f) {
 // o = alpha * o + weights times the values of tokens [from, a.end), for n rows from `at` on.
 template <class B>
 void weighted(const AttentionRows& a, const float* p, int64_t at, int n, int from,
-              const float* alpha, B b, Ahead& ahead) {
+              const float* alpha, B b, Prefetch& prefetch) {
   in_blocks(n, [&](int r, int count) {
     for (int64_t d = 0; d < a.dim; d += kVectors * W) {
       const int64_t left = (a.dim - d + W - 1) / W;
       kValues<B>[(left < kVectors ? left : kVectors) - 1][count - 1](
           p + r* kTile, b.from(d), from, a.end, alpha + r, a.o + (at + r)* a.padded + d, a.padded,
-          ahead);
+          prefetch);
     }
   });
 }
@@ -233,8 +234,8 @@ struct Plain {
   static constexpr int kInPlace = 2 * kRows;
   static constexpr auto query = pyttc::query<T>;
   static void pack(const TileRows& tile, int64_t rows, int64_t dim, int64_t padded, void* k_packed,
-                   void* v_packed, Ahead& ahead) {
-    pack_keys<T>(tile, dim, static_cast<float*>(k_packed), ahead);
+                   void* v_packed, Prefetch& prefetch) {
+    pack_keys<T>(tile, dim, static_cast<float*>(k_packed), prefetch);
     if (!in_place<Plain>(rows, dim))
       pack_values<T>(tile, dim, padded, static_cast<float*>(v_packed));
   }
@@ -257,8 +258,8 @@ struct Paired {
   static constexpr int kInPlace = 6 * kRows;
   static constexpr auto query = query_pairs;
   static void pack(const TileRows& tile, int64_t rows, int64_t dim, int64_t padded, void* k_packed,
-                   void* v_packed, Ahead& ahead) {
-    pack_keys(tile, dim, static_cast<float*>(k_packed), ahead);
+                   void* v_packed, Prefetch& prefetch) {
+    pack_keys(tile, dim, static_cast<float*>(k_packed), prefetch);
     if (!in_place<Paired>(rows, dim))
       pack_values(tile, 2, dim, padded, static_cast<float*>(v_packed));
   }
@@ -287,7 +288,7 @@ struct Paired {
 #endif
 
 template <class M>
-void rows(const AttentionRows& a, Ahead& ahead) {
+void rows(const AttentionRows& a, Prefetch& prefetch) {
   using Step = typename M::Step;
   alignas(64) float s[kBlock * kTile];
   float alpha[kBlock + W];
@@ -301,7 +302,7 @@ void rows(const AttentionRows& a, Ahead& ahead) {
       for (int v = 0; v < vectors; v += kVectors) {
         const int width = vectors - v < kVectors ? vectors - v : kVectors;
         kScores<Step>[width - 1][count - 1](q + r* a.padded, a.padded, kt + v* W, a.dim,
-                                            s + r* kTile + v* W, ahead);
+                                            s + r* kTile + v* W, prefetch);
       }
     });
     for (int r = 0; r < n; r += W)
@@ -313,15 +314,15 @@ void rows(const AttentionRows& a, Ahead& ahead) {
       for (next = first ? r + 1 : n; next < n && first[next] == from;) ++next;
       if (from < a.end)
         M::with_values(a, from, [&](auto values) {
-          weighted(a, s + r * kTile, at + r, next - r, from, alpha + r, values, ahead);
+          weighted(a, s + r * kTile, at + r, next - r, from, alpha + r, values, prefetch);
         });
     }
   }
 }
 
-// How often packing and the products of so many rows call Ahead.
+// How often packing and the products of so many rows prefetch.
 template <class M>
-int64_t calls(int64_t rows, int64_t dim) {
+int64_t prefetches(int64_t rows, int64_t dim) {
   constexpr int64_t kStep = M::Step::kStep;
   const int64_t runs = (dim / kStep + kRun - 1) / kRun,
                 widths = (dim + kVectors * W - 1) / (kVectors * W);
@@ -330,7 +331,8 @@ int64_t calls(int64_t rows, int64_t dim) {
 }
 
 template <class M>
-constexpr AttentionKernels kernels = {M::query, M::pack, rows<M>, finish<typename M::T>, calls<M>};
+constexpr AttentionKernels kernels = {M::query, M::pack, rows<M>, finish<typename M::T>,
+                                      prefetches<M>};
 
 }  // namespace
 

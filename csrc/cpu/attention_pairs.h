@@ -22,9 +22,9 @@ void query_pairs(const void* q, int64_t dim, float* row) {
 }
 
 // [dim / 2][kTile][2]
-void pack_keys(const TileRows& tile, int64_t dim, float* packed, Ahead& ahead) {
+void pack_keys(const TileRows& tile, int64_t dim, float* packed, Prefetch& prefetch) {
   for (int t = tile.begin / W * W; t < tile.end; t += W) {
-    ahead();
+    prefetch();
     for (int64_t d = 0; d < dim; d += kPair) {
       vf x[W];
       for (int i = 0; i < W; ++i) x[i] = {_mm512_castsi512_ps(row_of(tile.k[t + i], d, dim))};

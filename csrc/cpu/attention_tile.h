@@ -16,9 +16,9 @@ struct TileRows {
 // Brings the next tile's keys and values into the second level, a share with each of about `times`
 // calls, evenly spread: the processor does not foresee them, and where many are asked for at once
 // its queues are full, and all else waits. Few rows: 1.4 times.
-class Ahead {
+class Prefetch {
  public:
-  Ahead(const TileRows& next, int64_t bytes, int64_t times)
+  Prefetch(const TileRows& next, int64_t bytes, int64_t times)
       : next_(next), bytes_(bytes), share_(static_cast<int>((2 * kTile + times - 1) / times)) {}
 
   void operator()() { to(at_ + share_ < 2 * kTile ? at_ + share_ : 2 * kTile); }
@@ -57,13 +57,13 @@ struct AttentionKernels {
   void (*query)(const void* q, int64_t dim, float* row);
   // A tile's tokens from their rows, for `rows` of so many.
   void (*pack)(const TileRows& tile, int64_t rows, int64_t dim, int64_t padded, void* k_packed,
-               void* v_packed, Ahead& ahead);
-  void (*rows)(const AttentionRows& a, Ahead& ahead);
+               void* v_packed, Prefetch& prefetch);
+  void (*rows)(const AttentionRows& a, Prefetch& prefetch);
   // out = sum over chunks of weight[i] * o[i], divided by `sum`.
   void (*finish)(const float* const* o, const float* weight, int64_t chunks, float sum, int64_t dim,
                  void* out);
-  // How often the two above that ask for the next tile do so, for so many rows.
-  int64_t (*calls)(int64_t rows, int64_t dim);
+  // How often `pack` and `rows` call Prefetch, for so many rows.
+  int64_t (*prefetches)(int64_t rows, int64_t dim);
 };
 
 struct AttentionTable {

@@ -96,34 +96,34 @@ void LlamaPass::run(const Tensor& tokens, const Tensor& positions, const Tensor&
     const auto& [norms, qkv_layer, head_norms, out_layer, gate_up_layer, down_layer, scale,
                  window] = layers[at];
     rms_norm(x, before, norms.first, eps, normed, threads);
-    lap_(kOtherLayers);
+    lap(kOtherLayers);
     linear(normed, qkv_layer.first, qkv_layer.second, qkv_.all, threads);
-    lap_(kProducts);
+    lap(kProducts);
     if (head_norms) {
       rms_norm(q, std::nullopt, head_norms->first, eps, q, threads);
       rms_norm(k, std::nullopt, head_norms->second, eps, k, threads);
     }
     rotary(turned, cosines_.all, sines_.all, threads);
-    lap_(kOtherLayers);
+    lap(kOtherLayers);
     const View k_layer = layer_of(k_pages, at), v_layer = layer_of(v_pages, at);
     store_kv(k, v, k_layer, v_layer, slots, threads);
     prefix_tree_attention(q, k_layer, v_layer, parents, page_offsets, page_ids, lengths, leaves,
                           scale, window, std::nullopt, out_heads, lse_.all, threads);
-    lap_(kAttention);
+    lap(kAttention);
     linear(attended_.all, out_layer.first, out_layer.second, added, threads);
-    lap_(kProducts);
+    lap(kProducts);
     rms_norm(x, added, norms.second, eps, normed, threads);
-    lap_(kOtherLayers);
+    lap(kOtherLayers);
     linear(normed, gate_up_layer.first, gate_up_layer.second, gate_up_.all, threads);
-    lap_(kProducts);
+    lap(kProducts);
     silu_mul(gate, up, gate, threads);
-    lap_(kOtherLayers);
+    lap(kOtherLayers);
     linear(gate, down_layer.first, down_layer.second, added, threads);
-    lap_(kProducts);
+    lap(kProducts);
     before = added;
   }
   rms_norm(x, before, last_norm, eps, out, threads);
-  lap_(kOtherLayers);
+  lap(kOtherLayers);
 }
 
 PassSeconds llama_pass(const LlamaModel& model, const Tensor& tokens, const Tensor& positions,
@@ -132,7 +132,7 @@ PassSeconds llama_pass(const LlamaModel& model, const Tensor& tokens, const Tens
   require(tokens.t.ndim == 1);
   LlamaPass pass(model, tokens.size(0));
   pass.run(tokens, positions, slots, tree, out, threads);
-  return pass.seconds();
+  return pass.lap.seconds;
 }
 
 }  // namespace pyttc

@@ -61,9 +61,7 @@ class LlamaPass {
   // tokens, positions [rows]; out [rows, H]
   void run(const Tensor& tokens, const Tensor& positions, const Tensor& slots,
            const TreeTensors& tree, const Output& out, int threads);
-  // Ends a lap of what is done between passes.
-  void lap(int part) { lap_(part); }
-  const PassSeconds& seconds() const { return lap_.seconds; }
+  Stopwatch lap;  // of all that is done with it, between passes too
 
  private:
   struct Widths {
@@ -76,7 +74,6 @@ class LlamaPass {
   const Widths widths_;
   const int64_t rows_;
   const Buffer stream_, cosines_, sines_, normed_, added_, attended_, gate_up_, qkv_, lse_;
-  Stopwatch lap_;
 };
 
 }  // namespace pyttc

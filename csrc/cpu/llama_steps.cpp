@@ -90,7 +90,7 @@ std::pair<int64_t, PassSeconds> llama_steps(
       at.values[i] = after.values[i];
       ended = ended || now.values[i] < 0 || may_end[now.values[i]];
     }
-    if (ended) return {step + 1, pass.seconds()};
+    if (ended) return {step + 1, pass.lap.seconds};
   }
 }
 

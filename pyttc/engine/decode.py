@@ -17,11 +17,11 @@ import torch
 
 from ..ops.sample import Sample, sample
 from ..ops.sampling import row_values
-from . import ahead
-from .ahead import Drawn
+from . import multi_step
 from .arguments import array_of, for_each, whole_number, whole_numbers
 from .cache import Ints, OutOfPages
 from .history import tail
+from .multi_step import Drawn
 from .stops import Stops, Until
 
 if TYPE_CHECKING:
@@ -141,7 +141,7 @@ class Sampler:
         self.may_end = torch.from_numpy(may_end)
         self.running: Ints | None = None
         self.parameters: dict[str, Any] = {}
-        self.seconds = ahead.SECONDS  # of a step
+        self.seconds = multi_step.SECONDS  # of a step
 
     def __call__(self, running: Ints, most: int) -> Drawn:
         """Draws for `most` steps at most."""
@@ -149,7 +149,9 @@ class Sampler:
             self.parameters = self._parameters(running)
             self.running = running
         begun = time.perf_counter()
-        drawn = self._several(running, min(most, ahead.STEPS, int(ahead.SECONDS / self.seconds)))
+        drawn = self._several(
+            running, min(most, multi_step.STEPS, int(multi_step.SECONDS / self.seconds))
+        )
         if drawn is None:
             drawn = self._one(running)
         self.seconds = (time.perf_counter() - begun) / len(drawn[0])
@@ -158,7 +160,7 @@ class Sampler:
     def _several(self, running: Ints, steps: int) -> Drawn | None:
         """None where steps can only be taken one by one."""
         paths, go = self.paths, self.paths.engine.model.steps
-        if steps < 2 or go is None or paths.hollow or not ahead.possible(paths, running):
+        if steps < 2 or go is None or paths.hollow or not multi_step.possible(paths, running):
             return None
         last = tail(paths.segment, paths.rows[running], np.ones_like(running))
         tokens = torch.from_numpy(last.astype(np.int64))
@@ -171,7 +173,7 @@ class Sampler:
             return hidden, self._drawn(found)
 
         try:
-            return ahead.advance(paths, running, steps, run)
+            return multi_step.advance(paths, running, steps, run)
         except OutOfPages:  # for so many
             return None
 

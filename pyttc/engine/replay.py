@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from . import ahead, history
-from .ahead import Drawn
+from . import history, multi_step
 from .cache import Ints, ragged
+from .multi_step import Drawn
 
 if TYPE_CHECKING:
     from .paths import Paths
@@ -30,8 +30,8 @@ def skip(paths: Paths, which: Ints, drawn: Drawn) -> None:
     if steps == 1:
         paths.forward(which, skip=True)
         paths.cost.sampled(which.size, np.unique(paths._hidden_row[which]).size)
-    elif ahead.possible(paths, which):
-        ahead.advance(paths, which, steps, lambda *_: (paths._no_hidden(which.size), drawn))
+    elif multi_step.possible(paths, which):
+        multi_step.advance(paths, which, steps, lambda *_: (paths._no_hidden(which.size), drawn))
         paths.hollow = True
     else:
         raise ValueError(f"drawn: got {steps} steps, expected 1")

@@ -18,8 +18,8 @@ from typing import Any, TypeVar
 import numpy as np
 
 from ..engine import Paths
-from ..engine.ahead import Drawn
 from ..engine.cost import Cost, Work
+from ..engine.multi_step import Drawn
 from ..engine.replay import skip
 from .budget import Meter
 from .checks import verdict

@@ -14,34 +14,18 @@ import pytest
 import torch
 
 from pyttc import _C
-from pyttc.engine import Engine, OutOfPages, Paths, ahead, replay
+from pyttc.engine import Engine, OutOfPages, Paths, multi_step, replay
 from tests import engines, tiny_models
 from tests.common import run_below, same, threads, written
 from tests.pages import check_engine
 
 engine, no_eos, nothing_leaks = engines.poisoned, engines.no_eos, engines.nothing_leaks
-FAMILY = ("llama", "mistral", "qwen2", "qwen2_window", "qwen3")
 VALUES = ("tokens", "logprobs", "processed_logprobs", "entropy", "confidence")
 
 
 @pytest.fixture
 def runs(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many steps each native call took."""
-    taken: list[int] = []
-    count_steps(engine, monkeypatch, taken)
-    return taken
-
-
-def count_steps(engine: Engine, monkeypatch: pytest.MonkeyPatch, taken: list[int]) -> None:
-    steps = engine.model.steps
-    assert steps is not None
-
-    def counted(*args: Any, **named: Any) -> Any:
-        hidden, drawn = steps(*args, **named)
-        taken.append(len(drawn.tokens))
-        return hidden, drawn
-
-    monkeypatch.setattr(engine.model, "steps", counted)
+    return engines.count_steps(engine, monkeypatch)
 
 
 def state_of(paths: Paths) -> list[Any]:
@@ -78,17 +62,17 @@ def mixed(engine: Engine) -> Paths:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("kind", FAMILY)
+@pytest.mark.parametrize("kind", tiny_models.FAMILY)
 def test_the_bits_and_the_bill_of_single_steps(
     kind: str, dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found, taken = [], []
+    found = []
     for most in (1, 16):
         other = Engine.from_pretrained(tiny_models.make(kind, tmp_path, dtype), memory="8MiB")
         check_engine(other)  # free pages hold NaN
-        monkeypatch.setattr(ahead, "STEPS", most)
+        monkeypatch.setattr(multi_step, "STEPS", most)
         torch.manual_seed(0)
-        count_steps(other, monkeypatch, taken)
+        taken = engines.count_steps(other, monkeypatch)
         paths = mixed(other)
         found.append([*state_of(paths), other.free_pages])
         assert bool(taken) == (most > 1)
@@ -114,7 +98,7 @@ def test_a_call_ends_with_the_first_path(no_eos: Engine, runs: list[int]) -> Non
 def test_steps_take_no_longer_than_one_may_wait(
     no_eos: Engine, runs: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ahead, "SECONDS", 1e-9)
+    monkeypatch.setattr(multi_step, "SECONDS", 1e-9)
     no_eos.prefill("the").fork(2, seed=0).decode(max_new_tokens=9)
     assert runs == []
 
@@ -128,7 +112,7 @@ def test_whoever_looks_at_every_step_sees_every_step(no_eos: Engine, runs: list[
 
 def test_a_row_of_nan_ends_its_path_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     other = Engine.from_pretrained(tiny_models.make("llama", tmp_path), memory="8MiB")
-    other.eos, taken = [], []
+    other.eos = []
     rows = written(other.prefill([3, 5]).fork(6, seed=0).decode(max_new_tokens=20))
     at, bad = next(
         (at, token)
@@ -136,7 +120,7 @@ def test_a_row_of_nan_ends_its_path_alone(tmp_path: Path, monkeypatch: pytest.Mo
         if at > 3 and token not in rows[2][:at] and not any(token in r for r in rows[:2] + rows[3:])
     )
     other.model.model.get_input_embeddings().weight.data[bad] = torch.nan
-    count_steps(other, monkeypatch, taken)
+    taken = engines.count_steps(other, monkeypatch)
     paths = other.prefill([3, 5]).fork(6, seed=0).decode(max_new_tokens=20)
     assert paths.ended == ["length"] * 2 + ["invalid"] + ["length"] * 3
     assert written(paths) == [row[: at + 1] if row is rows[2] else row for row in rows]
@@ -152,7 +136,7 @@ def test_pages_that_run_out_for_many_steps_serve_few(
     for memory, most in (("8MiB", 1), (9 * 16 * 2 * 2 * 2 * 16 * 4, 16)):
         other = Engine.from_pretrained(folder, memory=memory)
         other.eos = []
-        monkeypatch.setattr(ahead, "STEPS", most)
+        monkeypatch.setattr(multi_step, "STEPS", most)
         paths = other.prefill([3] * 16).fork(4, seed=0)
         if wanted is None:
             wanted = written(paths.decode(max_new_tokens=33))
