@@ -83,28 +83,30 @@ void cumulate(const BlockStat* blocks, int64_t n, double ref, std::vector<double
   }
 }
 
-// The first entry above a target that the last exceeds. Without a branch on what is found, so that
-// the searches of many draws go on beside one another.
-int64_t first_above(const std::vector<double>& cumulative, double target) {
-  const double* first = cumulative.data();
-  for (int64_t n = cumulative.size(); n > 1;) {
-    const int64_t half = n / 2;
-    first += half * (first[half - 1] <= target);
-    n -= half;
+// Calls found(i, first, target) for each of n draws: the first entry above the target, which is
+// u(i) times the last, the total. Their product may round up to the total: then it is the last
+// column with any mass. The searches take their steps side by side, without a branch on what is
+// found: one alone waits for every load.
+template <class U, class F>
+void first_above(const std::vector<double>& cumulative, int64_t n, U u, F found) {
+  constexpr int kTogether = 8;
+  const double total = cumulative.back(), most = std::nextafter(total, 0.);
+  for (int64_t begin = 0; begin < n; begin += kTogether) {
+    const double* first[kTogether];
+    double target[kTogether];
+    for (int j = 0; j < kTogether; ++j) {
+      first[j] = cumulative.data();
+      target[j] = std::min(u(std::min(begin + j, n - 1)) * total, most);
+    }
+    for (int64_t left = cumulative.size(); left > 1;) {
+      const int64_t half = left / 2;
+      for (int j = 0; j < kTogether; ++j) first[j] += first[j][half - 1] <= target[j] ? half : 0;
+      left -= half;
+    }
+    for (int j = 0; j < kTogether && begin + j < n; ++j)
+      found(begin + j, first[j] - cumulative.data(), target[j]);
   }
-  return first - cumulative.data();
 }
-
-// What u draws from a total. Their product may round up to the total: then it is the last column
-// with any mass.
-class Targets {
- public:
-  explicit Targets(double total) : total_(total), most_(std::nextafter(total, 0.)) {}
-  double operator()(double u) const { return std::min(u * total_, most_); }
-
- private:
-  double total_, most_;
-};
 
 }  // namespace
 
@@ -263,46 +265,50 @@ const void* Kept::columns_of(int64_t block) const {
 
 void Kept::locate(const std::vector<double>& cumulative, const double* u, int64_t* columns) {
   const int64_t n = draws_.size();
-  const Targets target(cumulative.back());
-  const auto unit = [&](int64_t block) { return power_of_two(scanned_->blocks[block].ref - ref_); };
   blocks_.resize(n);
+  within_.resize(n);
   order_.resize(n);
   masses_.resize(n);
   margins_.resize(n);
   found_.resize(n);
   int32_t lowest = INT32_MAX, highest = 0;
-  for (int64_t i = 0; i < n; ++i) {
-    const int32_t block = static_cast<int32_t>(first_above(cumulative, target(u[draws_[i]])));
+  const auto uniform = [&](int64_t i) { return u[draws_[i]]; };
+  first_above(cumulative, n, uniform, [&](int64_t i, int64_t first, double target) {
+    const int32_t block = static_cast<int32_t>(first);
     blocks_[i] = block;
+    within_[i] = target - (block ? cumulative[block - 1] : 0);
     lowest = std::min(lowest, block);
     highest = std::max(highest, block);
-  }
+  });
   starts_.assign(highest - lowest + 2, 0);
   for (const int32_t block : blocks_) ++starts_[block - lowest + 1];
   for (size_t i = 1; i < starts_.size(); ++i) starts_[i] += starts_[i - 1];
   for (int64_t i = 0; i < n; ++i) {
     const int32_t block = blocks_[i], at = starts_[block - lowest]++;
     order_[at] = draws_[i];
-    masses_[at] = (target(u[draws_[i]]) - (block ? cumulative[block - 1] : 0)) / unit(block);
+    masses_[at] = within_[i];
   }
   for (int64_t begin = 0, block = lowest; block <= highest; ++block) {
     const int64_t end = starts_[block - lowest];
     if (begin == end) continue;
+    const double shift = scanned_->blocks[block].ref - ref_;
+    const double unit = power_of_two(shift), units = power_of_two(-shift);
+    for (int64_t i = begin; i < end; ++i) masses_[i] *= units;
     row_->kernels.columns_at(columns_of(block), row_->v, block, filter_, scale_,
                              scanned_->blocks[block], &masses_[begin], end - begin, &found_[begin],
                              &margins_[begin]);
     for (; begin < end; ++begin) {
       columns[order_[begin]] = found_[begin];
-      margins_[begin] *= unit(block);
+      margins_[begin] *= unit;
     }
   }
 }
 
 void Kept::draw(const double* u, int64_t n, int64_t* columns) {
   if (listed_) {
-    const Targets target(cumulative_.back());
-    for (int64_t i = 0; i < n; ++i)
-      columns[i] = list_[first_above(cumulative_, target(u[i]))].first;
+    first_above(
+        cumulative_, n, [&](int64_t i) { return u[i]; },
+        [&](int64_t i, int64_t first, double) { columns[i] = list_[first].first; });
     return;
   }
   draws_.resize(n);

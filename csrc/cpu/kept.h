@@ -68,10 +68,10 @@ class Kept {
   // Columns around a nucleus' end: order keys, values and weights.
   std::vector<uint64_t> near_;
   std::vector<float> near_values_, near_weights_;
-  // Of draws, in the order of their blocks: which they are, their masses within their blocks, and
-  // the columns found.
+  // Of draws: which they are, their blocks, and how much of the total is left to them there; then,
+  // in the order of their blocks, the same in the blocks' units and the columns found.
   std::vector<int32_t> draws_, blocks_, starts_, order_;
-  std::vector<double> masses_, margins_;
+  std::vector<double> within_, masses_, margins_;
   std::vector<int64_t> found_;
 };
 

@@ -157,8 +157,8 @@ class Running {
 // for each of theirs.
 inline __m512d eight_sums(const float* e) {
   const auto halves = [&](int i) {
-    const vf x = load(e + i * W);
-    return _mm512_add_pd(_mm512_cvtps_pd(lower(x)), _mm512_cvtps_pd(upper(x)));
+    const float* at = e + i * W;
+    return _mm512_cvtps_pd(_mm256_add_ps(_mm256_loadu_ps(at), _mm256_loadu_ps(at + 8)));
   };
   const auto two = [&](int i) {
     const __m512d x = halves(i), y = halves(i + 1);
