@@ -160,14 +160,10 @@ bool Kept::find_nucleus(RowTotals allowed, float largest, double top_p, float le
     const ValueRange range = guess_end(*row_, own_filter_.mask ? &allowed_only : nullptr, scale_,
                                        unit, mass - enough, errors);
     if (!(range.low < range.high) || range.low < least) return false;
-    own_filter_ = {own_filter_.mask, range.high};
-    own_.scan(*row_, &own_filter_, scale_, 0, threads);
-    const double above =
-        own_.totals.sum > 0 ? own_.totals.sum * power_of_two(own_.totals.ref - unit.ref) : 0;
+    const int64_t n = own_.scan_above(*row_, own_filter_.mask, range.low, range.high, scale_,
+                                      unit.ref, near_, threads);
+    const double above = own_.totals.sum;
     if (above >= enough) continue;
-    near_.resize(v);
-    const int64_t n = row_->kernels.between(row_->columns(0, v), v, own_filter_.mask, range.low,
-                                            range.high, near_.data());
     const int64_t groups = (n + kGroup - 1) / kGroup;
     near_values_.assign(groups * kGroup, -INFINITY);
     near_weights_.resize(groups * kGroup);
@@ -183,12 +179,8 @@ bool Kept::find_nucleus(RowTotals allowed, float largest, double top_p, float le
     if (n == 0 || above + here < enough) continue;
     const uint64_t last = key_at_mass(columns, above, enough);
     own_filter_ = {own_filter_.mask, key_value(last), key_column(last)};
-    for (int64_t i = 0; i < n; ++i) {
-      if (near_[i] < last) continue;
-      BlockStat& stat = own_.blocks[key_column(near_[i]) / kBlock];
-      if (!(stat.sum > 0)) stat = {0, 0, std::rint(near_values_[i] * scale_.c), false};
-      stat.sum += near_weights_[i] * power_of_two(unit.ref - stat.ref);
-    }
+    for (int64_t i = 0; i < n; ++i)
+      if (near_[i] >= last) own_.blocks[key_column(near_[i]) / kBlock].sum += near_weights_[i];
     own_.totals = total(own_.blocks.data(), blocks_of(v));
     use_blocks(own_, &own_filter_);
     return true;

@@ -1,6 +1,6 @@
 // Where a nucleus ends: the column at which the weights of the best, added up, reach a mass. It is
 // looked for in a narrow range of values, which a sample of the row shows; all above the range is
-// summed as any scan sums, so the row is read twice in all.
+// summed on the way, so the row is read twice in all.
 #pragma once
 #include <vector>
 

@@ -1,5 +1,5 @@
-// What follows a scan, a few columns at a time: the weights of some, where draws fall, the columns
-// of a range of values. Bound by what waits for what, so sums of lanes and running sums are made
+// What follows a scan: the weights of some columns, where draws fall, what is above a value and
+// around it. Bound by what waits for what, so sums of lanes and running sums are made
 // many at once, and all draws of a block share its weights.
 #pragma once
 #include "row_scan_kernel.h"
@@ -44,28 +44,63 @@ void weights(const void* row, int64_t v, int64_t begin, int64_t end, const Filte
   }
 }
 
-template <class T>
-int64_t between(const void* row_, int64_t v, const int32_t* mask, float low, float high,
-                uint64_t* keys) {
-  const T* row = static_cast<const T*>(row_);
-  const uint64_t* begin = keys;
-  const vf least = set1(low), above = set1(high);
-  for (int64_t column = 0; column < v; column += 64) {
-    uint64_t hits = 0;
-    for (int i = 0; i < 64 && column + i < v; i += W) {
-      const int64_t left = v - column - i;
-      const T* at = row + column + i;
-      const vf x = left < W ? load_n(at, static_cast<int>(left), -kInf) : load(at);
-      unsigned hit = bits(x >= least) & ~bits(x >= above);
-      if (mask) hit &= static_cast<uint32_t>(mask[(column + i) / 32]) >> (column + i) % 32;
-      hits |= uint64_t{hit & ((1u << W) - 1)} << i;
+// A block, filled with -inf past the row's end; its words of the mask, if there is one.
+template <bool kMasked, class T>
+inline double sum_above(const T* x, const int32_t* mask, float low, const Reference& r,
+                        int64_t column, uint64_t*& keys) {
+  const vf least = set1(low);
+  double all = 0;
+  for (int part = 0; part < kBlock; part += kPart) {
+    vf sum[kChains];
+    for (vf& chain : sum) chain = zero();
+    for (int i = part; i < part + kPart; i += W * kChains) {
+      uint64_t hits = 0;
+      for (int c = 0; c < kChains; ++c) {
+        const int at = i + c * W;
+        const vf v = load(x + at);
+        vf e = weight(v, r);
+        unsigned hit = bits(v >= least) & ~bits(v >= r.floor);
+        if (kMasked) {
+          const uint32_t word = static_cast<uint32_t>(mask[at / 32]) >> at % 32;
+          e = select(from_bits(word & ((1u << W) - 1)), e, zero());
+          hit &= word;
+        }
+        sum[c] = sum[c] + e;
+        hits |= uint64_t{hit & ((1u << W) - 1)} << c * W;
+      }
+      for (; hits; hits &= hits - 1) {
+        const int at = i + __builtin_ctzll(hits);
+        *keys++ = order_key(to_float(x[at]), column + at);
+      }
     }
-    for (; hits; hits &= hits - 1) {
-      const int64_t c = column + __builtin_ctzll(hits);
-      *keys++ = order_key(to_float(row[c]), c);
-    }
+    all += lane_sum((sum[0] + sum[1]) + (sum[2] + sum[3]));
   }
-  return keys - begin;
+  return all;
+}
+
+template <class T>
+int64_t scan_above(const void* row, int64_t v, int64_t begin, int64_t end, const int32_t* mask,
+                   float low, float high, const Scale& scale, double ref, BlockStat* blocks,
+                   uint64_t* keys) {
+  const RowBlocks<T> columns{static_cast<const T*>(row), v, nullptr};
+  const float floor = reference_floor(scale, ref);
+  const Reference r(scale, ref, floor > high ? floor : high);
+  const uint64_t* const first = keys;
+  T room[kBlock];
+  for (int64_t block = begin; block < end; ++block) {
+    const T* x = columns.at(block, room);
+    BlockStat stat;
+    stat.ref = ref;
+    if (mask) {
+      int32_t words[kBlock / 32] = {};
+      __builtin_memcpy(words, mask + block * (kBlock / 32), (columns.columns(block) + 31) / 32 * 4);
+      stat.sum = sum_above<true>(x, words, low, r, block * kBlock, keys);
+    } else {
+      stat.sum = sum_above<false>(x, nullptr, low, r, block * kBlock, keys);
+    }
+    blocks[block] = stat;
+  }
+  return keys - first;
 }
 
 template <class T>
@@ -243,7 +278,7 @@ void columns_at(const void* row_, int64_t v, int64_t block, const Filter* filter
 }
 
 template <class T>
-constexpr RowScanKernels kKernels = {scan<T>,        scan_both<T>,  values<T>, between<T>,
+constexpr RowScanKernels kKernels = {scan<T>,        scan_both<T>,  values<T>, scan_above<T>,
                                      refined_sum<T>, columns_at<T>, weights<T>};
 
 }  // namespace

@@ -137,10 +137,12 @@ struct RowScanKernels {
                     RowScan& s, RowScan& allowed);
   // The row as floats, -inf where the filter leaves a column out and up to a multiple of 16.
   void (*values)(const void* row, int64_t v, const Filter* filter, float* x);
-  // The columns of [low, high) that `mask`, if there is one, allows, as order keys in order of
-  // column; returns how many there are. Room for v.
-  int64_t (*between)(const void* row, int64_t v, const int32_t* mask, float low, float high,
-                     uint64_t* keys);
+  // Of the columns in blocks [begin, end) that `mask`, if there is one, allows: those of [low,
+  // high) as order keys in order of column, at most all of them; returns how many. Those from
+  // `high` on become the sums of the blocks, in units of 2^ref.
+  int64_t (*scan_above)(const void* row, int64_t v, int64_t begin, int64_t end, const int32_t* mask,
+                        float low, float high, const Scale& scale, double ref, BlockStat* blocks,
+                        uint64_t* keys);
   // The sum of a block that is not wide again, in double precision.
   double (*refined_sum)(const void* row, int64_t v, int64_t block, const Filter* filter,
                         const Scale& scale, const BlockStat& stat);

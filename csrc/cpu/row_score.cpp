@@ -86,6 +86,31 @@ bool ScannedRow::scan_both(const Row& row, const int32_t* mask, const Scale& sca
   return allowed.totals.sum * power_of_two(allowed.totals.ref - totals.ref) > kLeast * totals.sum;
 }
 
+int64_t ScannedRow::scan_above(const Row& row, const int32_t* mask, float low, float high,
+                               const Scale& scale, double ref, std::vector<uint64_t>& keys_between,
+                               int threads) {
+  const int64_t n = blocks_of(row.v), parts = parts_of(row, threads);
+  if (static_cast<int64_t>(blocks.size()) < n) blocks.resize(n);
+  if (static_cast<int64_t>(keys_between.size()) < row.v) keys_between.resize(row.v);
+  struct Found {
+    const uint64_t* keys;
+    int64_t count;
+  };
+  std::vector<Found> found(parts);
+  const void* data = row.columns(0, row.v);
+  for_parts(row, parts, [&](int64_t part, int64_t from, int64_t to) {
+    uint64_t* to_keys = keys_between.data() + from * kBlock;
+    found[part] = {to_keys, row.kernels.scan_above(data, row.v, from, to, mask, low, high, scale,
+                                                   ref, blocks.data(), to_keys)};
+  });
+  uint64_t* end = keys_between.data();
+  for (const Found& part : found) end = std::copy_n(part.keys, part.count, end);
+  invalid = false;
+  best = 0;
+  totals = total(blocks.data(), n);
+  return end - keys_between.data();
+}
+
 void ScannedRow::merge(RowScan* scans, int64_t parts, int64_t v) {
   for (int64_t part = 1; part < parts; ++part) merge_best(scans[0], scans[part]);
   best = sort_best(scans[0]);

@@ -63,6 +63,11 @@ struct ScannedRow {
   // allows, but for its entropy; false, and `allowed` unknown, where that is too little beside all.
   bool scan_both(const Row& row, const int32_t* mask, const Scale& scale, int64_t k,
                  ScannedRow& allowed, int64_t k_allowed, int threads);
+  // Sums, without the best, the columns from `high` on that `mask`, if there is one, allows, in
+  // units of 2^ref, in which none is wide; those of [low, high) are the first of `keys_between`,
+  // order keys in order of column. Returns how many.
+  int64_t scan_above(const Row& row, const int32_t* mask, float low, float high, const Scale& scale,
+                     double ref, std::vector<uint64_t>& keys_between, int threads);
   // The last step of a scan of a row of v columns: what its parts found together.
   void merge(RowScan* scans, int64_t parts, int64_t v);
 
