@@ -64,16 +64,21 @@ void pack_values(const TileRows& tile, int64_t dim, int64_t padded, float* vp) {
   }
 }
 
-// How the two products go on: in float32, an element at a time.
+// How the two products go on: in float32, an element at a time. Scores take half a block's width,
+// where that leaves registers for the sums of runs; but few rows wait for each other's products.
 struct Elements {
   static constexpr int kStep = 1;
+  static constexpr int vectors(int64_t rows) {
+    return W == 16 && rows > kRows / 2 ? kVectors / 2 : kVectors;
+  }
   static vf multiply_add(vf a, vf b, vf sum) { return fma(a, b, sum); }
 };
 
 #if defined(__AVX512BF16__)
-// In pairs of bfloat16, twice as many a cycle.
+// In pairs of bfloat16, twice as many a cycle, and half as many runs.
 struct Pairs {
   static constexpr int kStep = 2;
+  static constexpr int vectors(int64_t) { return kVectors; }
   static vf multiply_add(vf a, vf b, vf sum) {
     return {_mm512_dpbf16_ps(sum.v, (__m512bh)a.v, (__m512bh)b.v)};
   }
@@ -146,17 +151,22 @@ template <class Step, int R, int V>
 void scores(const float* q, int64_t padded, const float* kt, int64_t dim, float* s,
             Prefetch& prefetch) {
   const int64_t steps = dim / Step::kStep;
-  for (int64_t d = 0; d < steps; d += kRun) {
-    vf acc[R][V];
+  const auto run = [&](int64_t d, vf(&acc)[R][V]) {
     prefetch();
     each(acc, [](int, int, vf) { return zero(); });
     multiply(q, padded, PackedRows<Step>{kt, kTile}, d, d + kRun < steps ? d + kRun : steps, acc);
-    each(acc, [&](int r, int v, vf x) {
-      float* at = s + r * kTile + v * W;
-      store(at, d == 0 ? x : load(at) + x);
-      return x;
-    });
+  };
+  vf sum[R][V];
+  run(0, sum);
+  for (int64_t d = kRun; d < steps; d += kRun) {
+    vf more[R][V];
+    run(d, more);
+    each(sum, [&](int r, int v, vf x) { return x + more[r][v]; });
   }
+  each(sum, [&](int r, int v, vf x) {
+    store(s + r * kTile + v * W, x);
+    return x;
+  });
 }
 
 template <class B, int R, int V>
@@ -299,8 +309,9 @@ void rows(const AttentionRows& a, Prefetch& prefetch) {
     const float* q = a.q + at * a.padded;
     const int* first = a.first ? a.first + at : nullptr;
     in_blocks(n, [&](int r, int count) {
-      for (int v = 0; v < vectors; v += kVectors) {
-        const int width = vectors - v < kVectors ? vectors - v : kVectors;
+      const int most = Step::vectors(count);
+      for (int v = 0; v < vectors; v += most) {
+        const int width = vectors - v < most ? vectors - v : most;
         kScores<Step>[width - 1][count - 1](q + r* a.padded, a.padded, kt + v* W, a.dim,
                                             s + r* kTile + v* W, prefetch);
       }
@@ -326,8 +337,9 @@ int64_t prefetches(int64_t rows, int64_t dim) {
   constexpr int64_t kStep = M::Step::kStep;
   const int64_t runs = (dim / kStep + kRun - 1) / kRun,
                 widths = (dim + kVectors * W - 1) / (kVectors * W);
-  return kTile / W + (rows + kRows - 1) / kRows *
-                         (runs * (kTileVectors / kVectors) + kTile / kStep / kSteps * widths);
+  return kTile / W +
+         (rows + kRows - 1) / kRows *
+             (runs * (kTileVectors / M::Step::vectors(rows)) + kTile / kStep / kSteps * widths);
 }
 
 template <class M>

@@ -1,7 +1,7 @@
 // What all attention kernels share: the softmax of one tile, and the last merge of a row.
 #pragma once
 #include "attention_tile.h"
-#include "simd.h"
+#include "fold.h"
 
 namespace pyttc {
 namespace {
@@ -11,7 +11,8 @@ constexpr int kBlock =
 constexpr int kTileVectors = kTile / W;
 // Weights are held this much smaller, so that sums of a million of the largest values do not
 // overflow.
-constexpr float kSmall = 0x1p-20f;
+constexpr int kDown = 20;
+constexpr float kSmall = 1.f / (1 << kDown);
 
 // Transposes W vectors of W.
 #if defined(__AVX512F__)
@@ -86,6 +87,18 @@ inline vf tanh(vf x) {
   return select(set1(0.f) > x, negate(t), t);
 }
 
+// What each row's vector folds to, a lane a row: few rows one by one.
+template <class One, class All>
+inline vf side_by_side(vf* of_row, int rows, One one, All all) {
+  if (rows > W / 4) {
+    for (int r = rows; r < W; ++r) of_row[r] = zero();
+    return all(of_row);
+  }
+  float lane[W] = {};
+  for (int r = 0; r < rows; ++r) lane[r] = one(of_row[r]);
+  return load(lane);
+}
+
 // Scores to weights for at most W rows: s becomes kSmall * 2^(s * log2(e) - m), two vectors at a
 // time as `keep` stores them, m and l move on, alpha is what the sums so far are to be multiplied
 // with.
@@ -96,7 +109,7 @@ inline void softmax(float* s, int rows, const AttentionRows& a, const int* first
   const bool plain = a.softcap <= 0.f && a.scale > 0x1p-100f && a.scale < 0x1p100f;
   const vf factor = set1(plain ? a.scale * kLog2e : kLog2e);
   const uint64_t until = ~uint64_t{0} >> (kTile - a.end);
-  float of_row[W] = {};
+  vf of_row[W];
   for (int r = 0; r < rows; ++r) {
     float* row = s + r * kTile;
     if (!plain)
@@ -117,27 +130,28 @@ inline void softmax(float* s, int rows, const AttentionRows& a, const int* first
       }
       high = max(high, x);
     }
-    of_row[r] = hmax(high);
+    of_row[r] = high;
   }
-  const vf old = load(m), now = max(old, load(of_row) * factor);
+  const vf old = load(m), now = max(old, side_by_side(of_row, rows, hmax, hmaxes) * factor);
   // Nothing seen yet has the maximum -inf, which must not be subtracted from itself.
   const vf base = select(now > set1(-kInf), now, zero());
   const vf ratio = exp2(old - base);
   store(m, now);
   store(alpha, ratio);
-  store(of_row, base);
+  float base_of[W];
+  store(base_of, base);
   for (int r = 0; r < rows; ++r) {
-    const vf b = set1(of_row[r]);
+    const vf b = set1(base_of[r]);
     vf sum = zero();
     for (int v = 0; v < kTileVectors; v += 2) {
       const float* at = s + r * kTile + v * W;
-      const vf p = exp2(load(at) * factor - b), q = exp2(load(at + W) * factor - b);
-      keep(s + r * kTile, v, set1(kSmall) * p, set1(kSmall) * q);
+      const vf p = exp2<kDown>(load(at) * factor - b), q = exp2<kDown>(load(at + W) * factor - b);
+      keep(s + r * kTile, v, p, q);
       sum = sum + p + q;
     }
-    of_row[r] = hsum(sum);
+    of_row[r] = sum;
   }
-  store(l, fma(load(l), ratio, load(of_row)));
+  store(l, fma(load(l), ratio, side_by_side(of_row, rows, hsum, hsums) * set1(1 / kSmall)));
 }
 
 template <class T>

@@ -5,61 +5,20 @@
 // are prefetched into the second, in the order in which they lie. An element is W partial sums over
 // h (lane i takes every W-th from i on), added as the tree of hsum.
 #pragma once
+#include "fold.h"
 #include "product.h"
 #include "product_finish.h"
-#include "simd.h"
 
 namespace pyttc {
 namespace {
 
-// foldN(a, b): the lanes of a, N apart, added in pairs, then those of b. Shuffles share a port with
-// the multiply-adds; a blend does not.
 #if defined(__AVX512F__)
 constexpr int kRows = 4;
-inline vf fold8(vf a, vf b) {
-  return {
-      _mm512_add_ps(_mm512_mask_blend_ps(0xff00, a.v, b.v), _mm512_shuffle_f32x4(a.v, b.v, 0x4e))};
-}
-inline vf fold4(vf a, vf b) {
-  return {
-      _mm512_add_ps(_mm512_shuffle_f32x4(a.v, b.v, 0x88), _mm512_shuffle_f32x4(a.v, b.v, 0xdd))};
-}
-inline vf fold2(vf a, vf b) {
-  return {_mm512_add_ps(_mm512_mask_blend_ps(0xcccc, a.v, b.v), _mm512_shuffle_ps(a.v, b.v, 0x4e))};
-}
-inline vf fold1(vf a, vf b) {
-  return {_mm512_add_ps(_mm512_shuffle_ps(a.v, b.v, 0x88), _mm512_shuffle_ps(a.v, b.v, 0xdd))};
-}
-inline vf to_quads(const vf* a) { return fold4(fold8(a[0], a[4]), fold8(a[8], a[12])); }
 #elif defined(__AVX2__)
 constexpr int kRows = 3;
-inline vf fold4(vf a, vf b) {
-  return {_mm256_add_ps(_mm256_permute2f128_ps(a.v, b.v, 0x20),
-                        _mm256_permute2f128_ps(a.v, b.v, 0x31))};
-}
-inline vf fold2(vf a, vf b) {
-  return {_mm256_add_ps(_mm256_shuffle_ps(a.v, b.v, 0x44), _mm256_shuffle_ps(a.v, b.v, 0xee))};
-}
-inline vf fold1(vf a, vf b) {
-  return {_mm256_add_ps(_mm256_shuffle_ps(a.v, b.v, 0x88), _mm256_shuffle_ps(a.v, b.v, 0xdd))};
-}
-inline vf to_quads(const vf* a) { return fold4(a[0], a[4]); }
 #else
 constexpr int kRows = 2;
-inline vf fold2(vf a, vf b) {
-  return {v4{a.v[0], a.v[1], b.v[0], b.v[1]} + v4{a.v[2], a.v[3], b.v[2], b.v[3]}};
-}
-inline vf fold1(vf a, vf b) {
-  return {v4{a.v[0], a.v[2], b.v[0], b.v[2]} + v4{a.v[1], a.v[3], b.v[1], b.v[3]}};
-}
-inline vf to_quads(const vf* a) { return a[0]; }
 #endif
-
-// The hsum of each of W vectors.
-inline vf hsums(const vf* a) {
-  return fold1(fold2(to_quads(a), to_quads(a + 1)), fold2(to_quads(a + 2), to_quads(a + 3)));
-}
-
 constexpr int kFew = 3;              // rows that take one weight row at a time
 constexpr int64_t kNear = 24 << 10;  // bytes of the first level to fill
 

@@ -318,21 +318,24 @@ inline vf exp(vf x) {
   return scale2(exp_reduced(r), n);
 }
 
-// 2^x for x <= 0, about 1 ulp: 1 at 0, 0 at -inf, NaN stays NaN.
+// 2^(x - kDown) for x <= 0, about 1 ulp: 2^-kDown at 0, 0 at -inf, NaN stays NaN.
+template <int kDown = 0>
 inline vf exp2(vf x) {
+  constexpr float unit = 1.f / (1 << kDown);
 #if defined(__AVX512F__)
   const vf r = {_mm512_reduce_ps(x.v, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC)};
 #else
   x = max(set1(-151.f), x);
   const vf near = round(x), n = select(near > x, near - set1(1.f), near), r = x - n;
 #endif
-  vf p = set1(0x1.c4456ep-13f);  // minimax in relative error for 0 <= r <= 1: 2e-9 before rounding
-  p = fma(p, r, set1(0x1.47373ap-10f));
-  p = fma(p, r, set1(0x1.3cfd82p-7f));
-  p = fma(p, r, set1(0x1.c68af6p-5f));
-  p = fma(p, r, set1(0x1.ebfd3ap-3f));
-  p = fma(p, r, set1(0x1.62e42cp-1f));
-  p = fma(p, r, set1(1.f));
+  vf p = set1(unit *
+              0x1.c4456ep-13f);  // minimax in relative error for 0 <= r <= 1: 2e-9 before rounding
+  p = fma(p, r, set1(unit * 0x1.47373ap-10f));
+  p = fma(p, r, set1(unit * 0x1.3cfd82p-7f));
+  p = fma(p, r, set1(unit * 0x1.c68af6p-5f));
+  p = fma(p, r, set1(unit * 0x1.ebfd3ap-3f));
+  p = fma(p, r, set1(unit * 0x1.62e42cp-1f));
+  p = fma(p, r, set1(unit));
 #if defined(__AVX512F__)
   return {_mm512_scalef_ps(p.v, x.v)};  // by the whole part of x
 #else
